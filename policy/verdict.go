@@ -1,0 +1,234 @@
+package policy
+
+import (
+	"fmt"
+	"iter"
+	"net/netip"
+	"slices"
+)
+
+// Verdict is what becomes of one frame under the sources of s, by docs/packets.md. The first source that
+// does not let it pass names the verdict. An empty stack lets everything pass.
+//
+// frame begins with the destination MAC; Egress means that the container sends it, Ingress that it
+// receives it. The frame is judged alone, without conversations. Limits, Mode, antispoof, Log and Program play no part,
+// and a group that has no FixedRanges holds nobody: the agent puts ranges in its place before.
+func (s Stack) Verdict(dir Direction, frame []byte) Verdict {
+	for i, source := range s {
+		if v := source.Policy.Verdict(dir, frame); v.Reason == ByRule {
+			return Verdict{ByRule, i, v.Rule}
+		} else if v.Reason != Pass {
+			return v
+		}
+	}
+	return Verdict{Pass, -1, -1}
+}
+
+// Verdict is that of a Stack with p for its only source.
+func (p Policy) Verdict(dir Direction, frame []byte) Verdict {
+	pkt := readFrame(frame)
+	if pkt.builtIn(dir) {
+		return Verdict{Pass, -1, -1}
+	}
+	if pkt.isError() {
+		pkt = pkt.answered()
+	}
+	var common *Verdict
+	for s := range p.subjects(dir, pkt) {
+		v := p.judge(dir, s)
+		if common != nil && v != *common {
+			return Verdict{pkt.why, -1, -1}
+		}
+		common = &v
+	}
+	return *common
+}
+
+// subject is what rules judge: something that is wholly known.
+type subject struct {
+	ip bool
+	// The others are set where ip is. service is 0 for a protocol without one.
+	peer    netip.Addr
+	proto   uint8
+	service uint16
+}
+
+// judge applies the rules of p to s.
+func (p Policy) judge(dir Direction, s subject) Verdict {
+	matches := func(verb Verb) int {
+		return slices.IndexFunc(p.Rules, func(r Rule) bool {
+			return r.Verb == verb && r.In[dir] && r.Match.holds(s)
+		})
+	}
+	if dropped := matches(Drop); dropped >= 0 && matches(Except) < 0 {
+		return Verdict{ByRule, 0, dropped}
+	}
+	if matches(Allow) >= 0 || p.passesByDefault(dir) {
+		return Verdict{Pass, -1, -1}
+	}
+	return Verdict{ByDefault, -1, -1}
+}
+
+func (p Policy) passesByDefault(dir Direction) bool {
+	if p.Default[dir] != Unset {
+		return p.Default[dir] == DefaultAllow
+	}
+	return !slices.ContainsFunc(p.Rules, func(r Rule) bool { return r.Verb == Allow && r.In[dir] })
+}
+
+// holds reports whether s meets both sides of m.
+func (m Match) holds(s subject) bool {
+	if !s.ip {
+		return m.What.Kind == All && m.Peers.Any()
+	}
+	return m.What.holds(s) && m.Peers.hold(s.peer)
+}
+
+// holds reports whether the IP packet s is such a thing. Errors that reach it are mere possibilities of a
+// service that is unknown: one that could be read is judged by what it quotes.
+func (w What) holds(s subject) bool {
+	v6 := s.peer.Is6()
+	icmp := s.proto == protoICMP && !v6 || s.proto == protoICMPv6 && v6
+	icmp = icmp && !isErrorType(v6, uint8(s.service))
+	switch w.Kind {
+	case All:
+		return true
+	case Proto:
+		return s.proto == w.Proto
+	case Ports:
+		return s.proto == w.Proto && slices.ContainsFunc(w.Ports, func(r PortRange) bool {
+			return r.From <= s.service && s.service <= r.To
+		})
+	case ICMP:
+		return icmp && !(v6 && isLinkType(uint8(s.service)))
+	case Ping:
+		return icmp && s.service == echoRequest(v6)
+	case ICMPTypes:
+		return icmp && slices.Contains(w.Types, ICMPType{v6, uint8(s.service)})
+	case DNS, Metadata:
+		return false
+	}
+	panic(fmt.Sprintf("kind %d of a match is not known", w.Kind))
+}
+
+// isLinkType tells the ICMPv6 types of neighbour discovery and MLD (RFC 4861, 2710, 3810).
+func isLinkType(typ uint8) bool {
+	return 130 <= typ && typ <= 137 || typ == 143
+}
+
+func echoRequest(v6 bool) uint16 {
+	if v6 {
+		return 128
+	}
+	return 8
+}
+
+func (p Peers) hold(a netip.Addr) bool {
+	if p.Any() {
+		return true
+	}
+	for _, r := range p.Ranges {
+		if r.Contains(a) {
+			return true
+		}
+	}
+	for _, g := range p.Groups {
+		for _, r := range g.FixedRanges() {
+			if r.Contains(a) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// subjects are all that pkt can be, at least one: one of each kind that the rules of p tell apart. It is
+// pkt itself where nothing is unknown.
+func (p Policy) subjects(dir Direction, pkt packet) iter.Seq[subject] {
+	return func(yield func(subject) bool) {
+		if pkt.class == notIP || pkt.class == anything {
+			if !yield(subject{}) || pkt.class == notIP {
+				return
+			}
+		}
+		for _, peer := range p.peers(dir, pkt) {
+			for _, proto := range protocols(pkt) {
+				for _, service := range p.services(pkt, peer.Is6(), proto) {
+					if !yield(subject{true, peer, proto, service}) {
+						return
+					}
+				}
+			}
+		}
+	}
+}
+
+// peers are the addresses that pkt may be to or from. Every range that a rule knows begins or ends at one of
+// the cuts, so an address is in the same ranges as the nearest cut at or below it. Cuts that
+// are in the same ranges of the same family stand for each other too.
+func (p Policy) peers(dir Direction, pkt packet) []netip.Addr {
+	if pkt.class == oneIP {
+		return []netip.Addr{pkt.peer(dir)}
+	}
+	cuts := []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()}
+	for _, r := range p.Rules {
+		ranges := slices.Clone(r.Match.Peers.Ranges)
+		for _, g := range r.Match.Peers.Groups {
+			ranges = append(ranges, g.FixedRanges()...)
+		}
+		for _, r := range ranges {
+			cuts = append(cuts, r.From())
+			if after := r.To().Next(); after.IsValid() {
+				cuts = append(cuts, after)
+			}
+		}
+	}
+	seen := map[string]bool{}
+	return slices.DeleteFunc(cuts, func(a netip.Addr) bool {
+		key := fmt.Sprint(a.Is6())
+		for _, r := range p.Rules {
+			key += fmt.Sprint(r.Match.Peers.hold(a))
+		}
+		defer func() { seen[key] = true }()
+		return seen[key]
+	})
+}
+
+// protocols are the ones that pkt may have.
+func protocols(pkt packet) []uint8 {
+	if pkt.protoKnown {
+		return []uint8{pkt.proto}
+	}
+	all := make([]uint8, 256)
+	for i := range all {
+		all[i] = uint8(i)
+	}
+	return all
+}
+
+// services are the ones that pkt may have if its protocol is proto.
+func (p Policy) services(pkt packet, v6 bool, proto uint8) []uint16 {
+	switch {
+	case pkt.serviceKnown:
+		return []uint16{pkt.service}
+	case transportSize(v6, proto) == 0:
+		return []uint16{0}
+	case proto == protoICMP || proto == protoICMPv6:
+		types := make([]uint16, 256)
+		for i := range types {
+			types[i] = uint16(i)
+		}
+		return types
+	}
+	// As with peers: a port is in the same ranges as the nearest of these at or below it.
+	cuts := []uint16{0}
+	for _, r := range p.Rules {
+		for _, ports := range r.Match.What.Ports {
+			cuts = append(cuts, ports.From)
+			if ports.To < 65535 {
+				cuts = append(cuts, ports.To+1)
+			}
+		}
+	}
+	return cuts
+}

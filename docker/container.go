@@ -1,0 +1,223 @@
+package docker
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/docker/docker/api/types/container"
+	"github.com/docker/docker/api/types/network"
+	"github.com/docker/docker/client"
+)
+
+// Container is one snapshot of a container. The zero value of a field means that Docker did not say.
+// Maps and slices may be shared between snapshots: do not write to them.
+type Container struct {
+	ID   string // 64 hex digits
+	Name string // without the leading slash
+	// Labels are those of docker run and, unmarked among them, those of the image.
+	Labels  map[string]string
+	ImageID string
+	// ImageLabels are those of the image alone. They mean something only where ImageKnown is true: an
+	// image may have been removed, or a socket proxy may hide it.
+	ImageLabels map[string]string
+	ImageKnown  bool
+
+	// Running says that there is a process, and with it a network namespace. Pid is the process's
+	// number in the engine's pid namespace, 0 when not Running.
+	Running   bool
+	Pid       int
+	StartedAt time.Time
+
+	// SandboxID and SandboxKey name the network namespace, a path on the engine's host. They change
+	// with every start, and are empty for a container that lives in another one's namespace.
+	SandboxID, SandboxKey string
+
+	// NetworkMode is "default", "bridge", "host", "none", "container:ID" or the name of a network.
+	NetworkMode string
+	Networks    []Endpoint // sorted by network name
+
+	CapAdd     []string // upper case, without CAP_; "ALL" stands for every one
+	Privileged bool
+	Runtime    string // "runc", "io.containerd.kata.v2", ...
+	UsernsMode string // "", or "host" where the engine's user namespace is not used
+	DNS        []string
+	// Published: a port of the container is published, or will be when it starts.
+	Published bool
+}
+
+// Endpoint is a container's place in one network.
+type Endpoint struct {
+	Network   string // the network's name
+	NetworkID string // empty until the container first starts
+	// Driver is "bridge", "macvlan", "host", "null", ...; empty when the network is gone.
+	Driver     string
+	EndpointID string
+	MAC        net.HardwareAddr
+	// Addrs are all that Docker gave or was told to give to the endpoint, IPv4 first; Gateways those of
+	// the network that the container was told of.
+	Addrs    []netip.Addr
+	Gateways []netip.Addr
+}
+
+// Inspect returns everything that Docker says of one container. errdefs.IsNotFound holds for the error
+// when there is no such container.
+//
+// The engine answers only after a start that is under way, hundreds of milliseconds later: call it
+// where nothing else has to wait, and with a deadline.
+func (c *Client) Inspect(ctx context.Context, id string) (Container, error) {
+	r, err := c.api.ContainerInspect(ctx, id)
+	if err != nil {
+		return Container{}, fmt.Errorf("inspect container %.12s: %w", id, err)
+	}
+	if r.ContainerJSONBase == nil || !isID(r.ID) {
+		return Container{}, fmt.Errorf("inspect container %.12s: the answer describes no container", id)
+	}
+	out := snapshot(r)
+	if out.ImageLabels, out.ImageKnown, err = c.imageLabels(ctx, out.ImageID); err != nil {
+		return Container{}, fmt.Errorf("inspect image of container %.12s: %w", id, err)
+	}
+	if err := c.setDrivers(ctx, out.Networks); err != nil {
+		return Container{}, fmt.Errorf("look up networks of container %.12s: %w", id, err)
+	}
+	return out, nil
+}
+
+// snapshot takes from r what needs no further question.
+func snapshot(r container.InspectResponse) Container {
+	out := Container{ID: r.ID, Name: strings.TrimPrefix(r.Name, "/"), ImageID: r.Image}
+	if r.Config != nil {
+		out.Labels = r.Config.Labels
+	}
+	// While a restart policy waits for its next attempt, Running is true and there is no process.
+	if s := r.State; s != nil && s.Running && s.Pid > 0 {
+		out.Running, out.Pid = true, s.Pid
+		out.StartedAt, _ = time.Parse(time.RFC3339Nano, s.StartedAt)
+	}
+	if n := r.NetworkSettings; n != nil {
+		out.SandboxID, out.SandboxKey = n.SandboxID, n.SandboxKey
+		out.Networks = endpoints(n.Networks)
+	}
+	if h := r.HostConfig; h != nil {
+		out.NetworkMode = string(h.NetworkMode)
+		for _, name := range h.CapAdd {
+			out.CapAdd = append(out.CapAdd, strings.TrimPrefix(strings.ToUpper(name), "CAP_"))
+		}
+		out.Privileged, out.Runtime = h.Privileged, h.Runtime
+		out.UsernsMode, out.DNS = string(h.UsernsMode), h.DNS
+		out.Published = h.PublishAllPorts || len(h.PortBindings) > 0
+	}
+	return out
+}
+
+// endpoints translates and sorts by network name; drivers are not filled in.
+func endpoints(m map[string]*network.EndpointSettings) []Endpoint {
+	var out []Endpoint
+	for name, s := range m {
+		if s == nil {
+			continue
+		}
+		e := Endpoint{Network: name, NetworkID: s.NetworkID, EndpointID: s.EndpointID}
+		if mac, err := net.ParseMAC(s.MacAddress); err == nil {
+			e.MAC = mac
+		}
+		e.Addrs = addrs(s.IPAddress, s.GlobalIPv6Address)
+		if c := s.IPAMConfig; c != nil {
+			e.Addrs = append(e.Addrs, addrs(append(c.LinkLocalIPs, c.IPv4Address, c.IPv6Address)...)...)
+		}
+		slices.SortFunc(e.Addrs, netip.Addr.Compare)
+		e.Addrs = slices.Compact(e.Addrs)
+		e.Gateways = addrs(s.Gateway, s.IPv6Gateway)
+		out = append(out, e)
+	}
+	slices.SortFunc(out, func(a, b Endpoint) int { return cmp.Compare(a.Network, b.Network) })
+	return out
+}
+
+// addrs parses what is an address; Docker writes "" for none.
+func addrs(texts ...string) []netip.Addr {
+	var out []netip.Addr
+	for _, s := range texts {
+		if a, err := netip.ParseAddr(s); err == nil {
+			out = append(out, a.Unmap())
+		}
+	}
+	return out
+}
+
+// setDrivers fills in the driver of each endpoint, from the cache where the network's id is in it.
+// Before a container's first start its endpoints have names only; a name can pass to another network,
+// so it is looked up each time.
+func (c *Client) setDrivers(ctx context.Context, eps []Endpoint) error {
+	missing := false
+	c.mu.Lock()
+	for i := range eps {
+		eps[i].Driver = c.drivers[eps[i].NetworkID]
+		missing = missing || eps[i].Driver == ""
+	}
+	c.mu.Unlock()
+	if !missing {
+		return nil
+	}
+	all, err := c.api.NetworkList(ctx, network.ListOptions{})
+	if err != nil {
+		return err
+	}
+	byID, byName := map[string]string{}, map[string]string{}
+	for _, n := range all {
+		byID[n.ID] = n.Driver
+		if d, twice := byName[n.Name]; twice && d != n.Driver {
+			byName[n.Name] = "" // Docker permits equal names: do not guess
+			continue
+		}
+		byName[n.Name] = n.Driver
+	}
+	for i := range eps {
+		if eps[i].NetworkID == "" {
+			eps[i].Driver = byName[eps[i].Network]
+		} else {
+			eps[i].Driver = byID[eps[i].NetworkID]
+		}
+	}
+	c.mu.Lock()
+	c.drivers = byID // networks that are gone are forgotten with it
+	c.mu.Unlock()
+	return nil
+}
+
+// maxImages bounds the cache of labels; a host seldom runs more images than that at once.
+const maxImages = 1024
+
+// imageLabels returns known=false where the engine answered that it cannot or will not show the
+// image, and an error only where it did not answer. What an image id names never changes.
+func (c *Client) imageLabels(ctx context.Context, id string) (labels map[string]string, known bool, err error) {
+	c.mu.Lock()
+	labels, known = c.images[id]
+	c.mu.Unlock()
+	if known || id == "" {
+		return labels, known, nil
+	}
+	r, err := c.api.ImageInspect(ctx, id)
+	switch {
+	case client.IsErrConnectionFailed(err), errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+		return nil, false, err
+	case err != nil:
+		return nil, false, nil
+	}
+	if r.Config != nil {
+		labels = r.Config.Labels
+	}
+	c.mu.Lock()
+	if len(c.images) >= maxImages {
+		clear(c.images)
+	}
+	c.images[id] = labels
+	c.mu.Unlock()
+	return labels, true, nil
+}

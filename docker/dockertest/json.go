@@ -1,0 +1,99 @@
+package dockertest
+
+import (
+	"encoding/json"
+	"strings"
+	"time"
+
+	"github.com/vethwall/vethwall/docker"
+)
+
+type object map[string]any
+
+// object returns the answer for a path, nil when there is no such thing; mu is held.
+func (e *Engine) object(path string) any {
+	switch kind, id := split(path); {
+	case path == "/info":
+		return object{"ServerVersion": "fake", "CgroupVersion": "1", "SecurityOptions": []string{"name=seccomp,profile=default"}}
+	case path == "/containers/json":
+		list := []object{}
+		for _, c := range e.containers {
+			list = append(list, summary(c))
+		}
+		return list
+	case path == "/networks":
+		list := []object{}
+		for id, ep := range e.networks {
+			list = append(list, object{"Id": id, "Name": ep.Network, "Driver": ep.Driver})
+		}
+		return list
+	case kind == "containers" && e.raw[id] != "":
+		return json.RawMessage(e.raw[id])
+	case kind == "containers":
+		if c, ok := e.containers[id]; ok {
+			return inspect(c)
+		}
+	case kind == "images":
+		if labels, ok := e.images[id]; ok {
+			return object{"Id": id, "Config": object{"Labels": labels}}
+		}
+	}
+	return nil
+}
+
+// split reads /kind/id/json.
+func split(path string) (kind, id string) {
+	kind, id, _ = strings.Cut(strings.TrimPrefix(path, "/"), "/")
+	return kind, strings.TrimSuffix(id, "/json")
+}
+
+func summary(c docker.Container) object {
+	state := "created"
+	if c.Running {
+		state = "running"
+	}
+	return object{
+		"Id": c.ID, "Names": []string{"/" + c.Name}, "Labels": c.Labels, "State": state, "ImageID": c.ImageID,
+		"HostConfig": object{"NetworkMode": c.NetworkMode}, "NetworkSettings": object{"Networks": networks(c)},
+	}
+}
+
+func inspect(c docker.Container) object {
+	bindings := object{}
+	if c.Published {
+		bindings["80/tcp"] = []object{{"HostPort": "8080"}}
+	}
+	return object{
+		"Id": c.ID, "Name": "/" + c.Name, "Image": c.ImageID, "Config": object{"Labels": c.Labels},
+		"State":           object{"Running": c.Running, "Pid": c.Pid, "StartedAt": c.StartedAt.Format(time.RFC3339Nano)},
+		"NetworkSettings": object{"SandboxID": c.SandboxID, "SandboxKey": c.SandboxKey, "Networks": networks(c)},
+		"HostConfig": object{
+			"NetworkMode": c.NetworkMode, "CapAdd": c.CapAdd, "Privileged": c.Privileged, "Runtime": c.Runtime,
+			"UsernsMode": c.UsernsMode, "Dns": c.DNS, "PortBindings": bindings,
+		},
+	}
+}
+
+// networks keeps one address and gateway of each family, all that the API has room for.
+func networks(c docker.Container) object {
+	out := object{}
+	for _, ep := range c.Networks {
+		s := object{"NetworkID": ep.NetworkID, "EndpointID": ep.EndpointID, "MacAddress": ep.MAC.String()}
+		for _, a := range ep.Addrs {
+			if a.Is4() {
+				s["IPAddress"] = a.String()
+			} else {
+				s["GlobalIPv6Address"] = a.String()
+			}
+		}
+		for _, a := range ep.Gateways {
+			if a.Is4() {
+				s["Gateway"] = a.String()
+			} else {
+				s["IPv6Gateway"] = a.String()
+			}
+		}
+		out[ep.Network] = s
+	}
+	return out
+}

@@ -1,0 +1,62 @@
+package docker
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"github.com/docker/docker/api/types/container"
+)
+
+// Summary is what a list says of a container.
+type Summary struct {
+	ID     string // 64 hex digits
+	Name   string // without the leading slash
+	Labels map[string]string
+	// State is "created", "running", "paused", "restarting", "removing", "exited" or "dead". A container
+	// whose start is under way is still "created" or "exited".
+	State       string
+	ImageID     string
+	NetworkMode string
+	Networks    []Endpoint // sorted by network name, without drivers
+}
+
+// List returns every container, stopped ones included, in no particular order. It is answered at once
+// even while containers start. An empty list is no proof that there are none: an engine that has just
+// started may still be loading them.
+func (c *Client) List(ctx context.Context) ([]Summary, error) {
+	all, err := c.api.ContainerList(ctx, container.ListOptions{All: true})
+	if err != nil {
+		return nil, fmt.Errorf("list containers: %w", err)
+	}
+	out := make([]Summary, 0, len(all))
+	for _, s := range all {
+		if !isID(s.ID) {
+			return nil, fmt.Errorf("list containers: %q is no container id", s.ID)
+		}
+		sum := Summary{
+			ID: s.ID, Name: ownName(s.Names), Labels: s.Labels, State: string(s.State),
+			ImageID: s.ImageID, NetworkMode: s.HostConfig.NetworkMode,
+		}
+		if s.NetworkSettings != nil {
+			sum.Networks = endpoints(s.NetworkSettings.Networks)
+		}
+		out = append(out, sum)
+	}
+	return out, nil
+}
+
+// ownName picks the container's name from a list in which links add names of the form /other/alias.
+func ownName(names []string) string {
+	for _, n := range names {
+		if n = strings.TrimPrefix(n, "/"); !strings.Contains(n, "/") {
+			return n
+		}
+	}
+	return ""
+}
+
+// isID reports whether s is a full id of a container or network: 64 lower case hex digits.
+func isID(s string) bool {
+	return len(s) == 64 && strings.Trim(s, "0123456789abcdef") == ""
+}

@@ -1,0 +1,401 @@
+/* SPDX-License-Identifier: MIT OR GPL-2.0-only */
+#pragma once
+
+#include <linux/if_ether.h>
+#include <linux/in.h>
+#include <linux/ip.h>
+#include <linux/ipv6.h>
+
+#include <bpf/bpf_endian.h>
+
+#include "reason.h"
+
+/* docs/packets.md says how a frame is read, and policy/frame.go is the same in Go. */
+
+#define MAX_VLAN_TAGS 2
+#define MAX_EXTENSION_HEADERS 8
+#define NEXTHDR_MOBILITY 135
+#define NEXTHDR_HIP 139
+#define NEXTHDR_SHIM6 140
+#define PROTO_SCTP 132
+
+/* linux/icmp.h would pull in the C library. */
+#define ICMP_ECHOREPLY 0
+#define ICMP_DEST_UNREACH 3
+#define ICMP_SOURCE_QUENCH 4
+#define ICMP_REDIRECT 5
+#define ICMP_ECHO 8
+#define ICMP_TIME_EXCEEDED 11
+#define ICMP_PARAMETERPROB 12
+#define ICMPV6_ECHO_REQUEST 128
+#define ICMPV6_ECHO_REPLY 129
+
+/*
+ * A service key stands for what a packet asks for, in one 32-bit number, so that one tree finds it:
+ *   proto << 16 | destination port      TCP, UDP, SCTP
+ *   proto << 16 | type                  ICMP in IPv4, ICMPv6 in IPv6
+ *   proto << 16 | SERVICE_NONE          ICMP in IPv6, ICMPv6 in IPv4
+ *   proto << 16                         every other protocol
+ * and for what could not be read, to which user space compiles what holds whatever the truth is:
+ *   SERVICE_UNKNOWN4 | proto            only the service is unknown, IPv4
+ *   SERVICE_UNKNOWN6 | proto            the same, IPv6
+ *   PROTO_UNKNOWN4, PROTO_UNKNOWN6      protocol and service are
+ *   IP_UNKNOWN                          an IP packet, peer unknown too
+ *   ALL_UNKNOWN                         not even whether it is IP
+ * and NOT_IP for what is known not to be.
+ */
+#define SERVICE_NONE 0xffff
+#define SERVICE_UNKNOWN4 0x1000000
+#define SERVICE_UNKNOWN6 0x1000100
+#define PROTO_UNKNOWN4 0x1000200
+#define PROTO_UNKNOWN6 0x1000201
+#define IP_UNKNOWN 0x1000202
+#define ALL_UNKNOWN 0x1000203
+#define NOT_IP 0x1000204
+/* No service key: what read_quote returns when there is none. */
+#define BAD_QUOTE 0xffffffff
+
+struct packet {
+	__u32 service; /* service key */
+	__u8 family; /* 4, 6, or 0 when there is no peer */
+	__u8 reason; /* why something is unknown, else REASON_PASS */
+	__u8 builtin; /* ARP, neighbour discovery or MLD as they should be: no rule applies */
+	__u8 quotes; /* an ICMP error */
+	__u32 peer[4]; /* host byte order; IPv4 in peer[0] */
+};
+
+/*
+ * Reads forward, as far as the data go and as the packet says that it goes: limit is where it
+ * ends, in bytes from data. The verifier believes only the comparison with end.
+ */
+struct cursor {
+	void *data;
+	void *end;
+	void *pos;
+	__u32 limit;
+};
+
+/* In bytes from data. Clang must not see through it: the verifier refuses what it would make of it. */
+static __always_inline __u64 offset(const struct cursor *c)
+{
+	__u64 n = c->pos - c->data;
+
+	asm("" : "+r"(n));
+	return n;
+}
+
+static __always_inline void *take(struct cursor *c, __u32 size)
+{
+	void *p = c->pos;
+
+	if (offset(c) + size > c->limit || p + size > c->end)
+		return NULL;
+	c->pos = p + size;
+	return p;
+}
+
+/*
+ * Makes the verifier forget how the cursor came to where it is, so that it follows what comes next
+ * once, and not once for every way there. No chain of headers that is walked reaches MAX_OFFSET.
+ */
+#define MAX_OFFSET 0x9000
+
+static __always_inline int settle(struct cursor *c)
+{
+	__u64 n = offset(c);
+
+	if (n > MAX_OFFSET)
+		return 0;
+	c->pos = c->data + n;
+	return 1;
+}
+
+static __always_inline void unknown(struct packet *p, __u32 service, enum reason why)
+{
+	p->service = service;
+	p->reason = why;
+}
+
+static __always_inline void unknown_service(struct packet *p, __u8 proto, enum reason why)
+{
+	unknown(p, (p->family == 4 ? SERVICE_UNKNOWN4 : SERVICE_UNKNOWN6) | proto, why);
+}
+
+static __always_inline void unknown_proto(struct packet *p, enum reason why)
+{
+	unknown(p, p->family == 4 ? PROTO_UNKNOWN4 : PROTO_UNKNOWN6, why);
+}
+
+/* Errors quote the packet that they are about (RFC 792; RFC 4443 section 2.1). */
+static __always_inline int is_icmp_error(const struct packet *p, __u8 type)
+{
+	if (p->family == 6)
+		return type < 128;
+	return type == ICMP_DEST_UNREACH || type == ICMP_SOURCE_QUENCH || type == ICMP_REDIRECT ||
+	       type == ICMP_TIME_EXCEEDED || type == ICMP_PARAMETERPROB;
+}
+
+/* What a reader of headers is asked for. */
+enum reading {
+	READ_FRAME, /* the packet itself: peer is its destination, service its destination port */
+	READ_QUOTE, /* one that an ICMP error quotes, turned round: its source, its source port */
+};
+
+/* Echo request and echo reply, exchanged. */
+static __always_inline __u8 turned_type(const struct packet *p, __u8 type)
+{
+	if (p->family == 4)
+		return type == ICMP_ECHO ? ICMP_ECHOREPLY : type == ICMP_ECHOREPLY ? ICMP_ECHO : type;
+	return type == ICMPV6_ECHO_REQUEST ? ICMPV6_ECHO_REPLY :
+	       type == ICMPV6_ECHO_REPLY   ? ICMPV6_ECHO_REQUEST :
+					     type;
+}
+
+static __always_inline void read_icmp(struct packet *p, __u8 proto, const __u8 *icmp,
+				      enum reading r)
+{
+	__u8 type = icmp[0];
+
+	p->service = (__u32)proto << 16 | (r == READ_QUOTE ? turned_type(p, type) : type);
+	p->quotes = is_icmp_error(p, type);
+}
+
+static __always_inline void read_ports(struct packet *p, __u8 proto, const __be16 *ports,
+				       enum reading r)
+{
+	p->service = (__u32)proto << 16 | bpf_ntohs(ports[r == READ_QUOTE ? 0 : 1]);
+}
+
+/*
+ * The service of the packet whose transport header stands at the cursor, which ends with the packet.
+ * short_reason is why a header may be incomplete. A quote needs no more than the ports.
+ */
+static __always_inline void read_transport(struct cursor *c, struct packet *p, __u8 proto,
+					   enum reason short_reason, enum reading r)
+{
+	__u8 *header;
+
+	if (proto == IPPROTO_TCP) {
+		header = take(c, r == READ_QUOTE ? 4 : 20);
+		if (header && r == READ_FRAME && header[12] >> 4 < 5)
+			return unknown_service(p, proto, REASON_BAD_HEADER);
+		if (header)
+			return read_ports(p, proto, (__be16 *)header, r);
+	} else if (proto == IPPROTO_UDP) {
+		header = take(c, r == READ_QUOTE ? 4 : 8);
+		if (header)
+			return read_ports(p, proto, (__be16 *)header, r);
+	} else if (proto == PROTO_SCTP) {
+		header = take(c, r == READ_QUOTE ? 4 : 12);
+		if (header)
+			return read_ports(p, proto, (__be16 *)header, r);
+	} else if (p->family == 4 && proto == IPPROTO_ICMP) {
+		header = take(c, r == READ_QUOTE ? 4 : 8);
+		if (header)
+			return read_icmp(p, proto, header, r);
+	} else if (p->family == 6 && proto == IPPROTO_ICMPV6) {
+		header = take(c, 4);
+		if (header)
+			return read_icmp(p, proto, header, r);
+	} else {
+		int icmp = proto == IPPROTO_ICMP || proto == IPPROTO_ICMPV6;
+
+		p->service = (__u32)proto << 16 | (icmp ? SERVICE_NONE : 0);
+		return;
+	}
+	unknown_service(p, proto, short_reason);
+}
+
+/* RFC 791. The cursor stands at the header; afterwards it ends where the packet does. */
+static __always_inline void read_ipv4(struct cursor *c, struct packet *p, enum reading r)
+{
+	struct iphdr *ip = take(c, sizeof(*ip));
+	__u32 header, total, left, fragment;
+
+	p->family = 4;
+	if (!ip)
+		return unknown(p, IP_UNKNOWN, REASON_TRUNCATED);
+	header = ip->ihl * 4;
+	total = bpf_ntohs(ip->tot_len);
+	if (ip->version != 4 || header < sizeof(*ip) || total < header)
+		return unknown(p, IP_UNKNOWN, REASON_BAD_HEADER);
+	left = c->limit - offset(c) + sizeof(*ip);
+	if (r == READ_FRAME && total > left)
+		return unknown(p, IP_UNKNOWN, REASON_TRUNCATED);
+	if (total < left)
+		c->limit -= left - total;
+	if (!take(c, header - sizeof(*ip)))
+		return unknown(p, IP_UNKNOWN, REASON_TRUNCATED);
+
+	p->peer[0] = bpf_ntohl(r == READ_QUOTE ? ip->saddr : ip->daddr);
+	fragment = bpf_ntohs(ip->frag_off);
+	if (fragment & 0x1fff)
+		return unknown_service(p, ip->protocol, REASON_FRAGMENT);
+	read_transport(c, p, ip->protocol,
+		       fragment & 0x2000 ? REASON_FRAGMENT : REASON_TRUNCATED, r);
+}
+
+/*
+ * Whether RFC 8200 and its kin call it an extension header that can be walked: 0, 43, 44, 60 and 135, 139,
+ * 140. As bits, because the verifier follows each comparison both ways in each round of the walk.
+ */
+static __always_inline int is_extension(__u8 proto)
+{
+	const __u64 low = 1ULL << IPPROTO_HOPOPTS | 1ULL << IPPROTO_ROUTING |
+			  1ULL << IPPROTO_FRAGMENT | 1ULL << IPPROTO_DSTOPTS;
+	const __u64 high = 1ULL << (NEXTHDR_MOBILITY - 128) | 1ULL << (NEXTHDR_HIP - 128) |
+			   1ULL << (NEXTHDR_SHIM6 - 128);
+
+	return (proto < 64 ? low : proto >= 128 && proto < 192 ? high : 0) >> (proto & 63) & 1;
+}
+
+/*
+ * Neighbour discovery (RFC 4861: hop limit 255) and MLD (RFC 2710, RFC 3810: hop limit 1) are what makes
+ * IPv6 work at all, so no rule applies. Only where they cannot leave the link: a destination of
+ * link scope, or, for neighbour discovery, one with the source's first 64 bits.
+ */
+static __always_inline int is_builtin6(const struct ipv6hdr *ip, struct cursor c)
+{
+	const __u8 *dst = ip->daddr.s6_addr;
+	const __u8 *icmp = take(&c, 4);
+	__u8 type;
+
+	if (!icmp)
+		return 0;
+	type = icmp[0];
+	if (type >= 133 && type <= 136)
+		return icmp[1] == 0 && ip->hop_limit == 255 &&
+		       ((dst[0] == 0xfe && (dst[1] & 0xc0) == 0x80) ||
+			(dst[0] == 0xff && dst[1] == 0x02) ||
+			(ip->daddr.s6_addr32[0] == ip->saddr.s6_addr32[0] &&
+			 ip->daddr.s6_addr32[1] == ip->saddr.s6_addr32[1]));
+	if ((type >= 130 && type <= 132) || type == 143)
+		return ip->hop_limit == 1 && dst[0] == 0xff;
+	return 0;
+}
+
+/* RFC 8200. The cursor stands at the header; afterwards it ends where the packet does. */
+static __always_inline void read_ipv6(struct cursor *c, struct packet *p, enum reading r)
+{
+	struct ipv6hdr *ip = take(c, sizeof(*ip));
+	enum reason short_reason = REASON_TRUNCATED;
+	__u32 payload, left;
+	__u8 proto;
+
+	p->family = 6;
+	if (!ip)
+		return unknown(p, IP_UNKNOWN, REASON_TRUNCATED);
+	if (ip->version != 6)
+		return unknown(p, IP_UNKNOWN, REASON_BAD_HEADER);
+	payload = bpf_ntohs(ip->payload_len);
+	left = c->limit - offset(c);
+	if (r == READ_FRAME && payload > left)
+		return unknown(p, IP_UNKNOWN, REASON_TRUNCATED);
+	if (payload < left)
+		c->limit -= left - payload;
+
+	const struct in6_addr *peer = r == READ_QUOTE ? &ip->saddr : &ip->daddr;
+
+	for (int i = 0; i < 4; i++)
+		p->peer[i] = bpf_ntohl(peer->s6_addr32[i]);
+
+	proto = ip->nexthdr;
+	for (int i = 0; i <= MAX_EXTENSION_HEADERS && is_extension(proto); i++) {
+		__u8 *ext = take(c, 8);
+
+		if (i == MAX_EXTENSION_HEADERS)
+			return unknown_proto(p, REASON_TOO_MANY_HEADERS);
+		if (!ext)
+			return unknown_proto(p, REASON_TRUNCATED);
+		if (proto == IPPROTO_FRAGMENT) {
+			__u32 fragment = bpf_ntohs(*(__be16 *)(ext + 2));
+
+			proto = ext[0];
+			if (fragment & 0xfff8) {
+				if (is_extension(proto))
+					return unknown_proto(p, REASON_FRAGMENT);
+				return unknown_service(p, proto, REASON_FRAGMENT);
+			}
+			if (fragment & 1)
+				short_reason = REASON_FRAGMENT;
+			if (!settle(c))
+				return unknown_proto(p, REASON_TRUNCATED);
+			continue;
+		}
+		proto = ext[0];
+		if (!take(c, ext[1] * 8) || !settle(c))
+			return unknown_proto(p, REASON_TRUNCATED);
+	}
+	if (r == READ_FRAME && proto == IPPROTO_ICMPV6 && short_reason == REASON_TRUNCATED &&
+	    is_builtin6(ip, *c)) {
+		p->builtin = 1;
+		return;
+	}
+	read_transport(c, p, proto, short_reason, r);
+}
+
+/*
+ * An ICMP error is judged by what it quotes: the service key to judge it by, or BAD_QUOTE.
+ */
+static __always_inline __u32 read_quote(const struct packet *p, struct cursor c)
+{
+	struct packet q = {};
+
+	if (p->family == 4)
+		read_ipv4(&c, &q, READ_QUOTE);
+	else
+		read_ipv6(&c, &q, READ_QUOTE);
+	if (q.reason != REASON_PASS || q.quotes)
+		return BAD_QUOTE;
+	if (q.peer[0] != p->peer[0] || q.peer[1] != p->peer[1] || q.peer[2] != p->peer[2] ||
+	    q.peer[3] != p->peer[3])
+		return BAD_QUOTE;
+	return q.service;
+}
+
+/* Reads a whole Ethernet frame. */
+static __always_inline void read_frame(void *data, void *end, struct packet *p)
+{
+	struct cursor c = { data, end, data, end - data };
+	struct ethhdr *eth = take(&c, sizeof(*eth));
+	__be16 type;
+
+	if (!eth)
+		return unknown(p, ALL_UNKNOWN, REASON_TRUNCATED);
+	type = eth->h_proto;
+	for (int i = 0; i <= MAX_VLAN_TAGS; i++) {
+		__be16 *tag;
+
+		if (type != bpf_htons(ETH_P_8021Q) && type != bpf_htons(ETH_P_8021AD))
+			break;
+		if (i == MAX_VLAN_TAGS)
+			return unknown(p, ALL_UNKNOWN, REASON_TOO_MANY_TAGS);
+		tag = take(&c, 4);
+		if (!tag)
+			return unknown(p, ALL_UNKNOWN, REASON_TRUNCATED);
+		type = tag[1];
+	}
+
+	if (type == bpf_htons(ETH_P_IP)) {
+		read_ipv4(&c, p, READ_FRAME);
+	} else if (type == bpf_htons(ETH_P_IPV6)) {
+		read_ipv6(&c, p, READ_FRAME);
+	} else if (type == bpf_htons(ETH_P_ARP)) {
+		p->builtin = 1;
+		return;
+	} else {
+		p->service = NOT_IP;
+		return;
+	}
+	if (p->quotes) {
+		__u32 service = BAD_QUOTE;
+
+		/* The quote begins after 8 bytes; of an ICMPv6 header 4 have been taken. */
+		if ((p->family == 4 || take(&c, 4)) && settle(&c))
+			service = read_quote(p, c);
+		if (service != BAD_QUOTE)
+			p->service = service;
+		else
+			unknown_proto(p, REASON_BAD_QUOTE);
+	}
+}

@@ -102,7 +102,7 @@ func (w What) holds(s subject) bool {
 	case ICMP:
 		return icmp && !(v6 && isLinkType(uint8(s.service)))
 	case Ping:
-		return icmp && s.service == echoRequest(v6)
+		return icmp && s.service == pingType(v6)
 	case ICMPTypes:
 		return icmp && slices.Contains(w.Types, ICMPType{v6, uint8(s.service)})
 	case DNS, Metadata:
@@ -116,7 +116,7 @@ func isLinkType(typ uint8) bool {
 	return 130 <= typ && typ <= 137 || typ == 143
 }
 
-func echoRequest(v6 bool) uint16 {
+func pingType(v6 bool) uint16 {
 	if v6 {
 		return 128
 	}

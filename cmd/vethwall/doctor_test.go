@@ -1,0 +1,32 @@
+package main
+
+import (
+	"strings"
+	"testing"
+)
+
+func TestFollowsHost(t *testing.T) {
+	const dir = "/run/docker/netns"
+	root := "22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/vda1 rw\n"
+	overlay := "500 400 0:50 / / rw,relatime - overlay overlay rw\n"
+	for _, tc := range []struct {
+		name, mountinfo string
+		want            bool
+	}{
+		{"nothing mounted", overlay, false},
+		{"a shared root is no mount of the host's directory", root, false},
+		{"rslave", overlay + "510 500 0:25 /docker/netns /run/docker/netns rw,nosuid master:5 - tmpfs tmpfs rw\n", true},
+		{"rshared", overlay + "510 500 0:25 /docker/netns /run/docker/netns rw,nosuid shared:5 - tmpfs tmpfs rw\n", true},
+		{"rprivate, Docker's default for -v", overlay + "510 500 0:25 /docker/netns /run/docker/netns rw,nosuid - tmpfs tmpfs rw\n", false},
+		{"a directory above", overlay + "510 500 0:25 / /run rw,nosuid master:5 - tmpfs tmpfs rw\n", true},
+		{"the deepest mount decides", overlay + "510 500 0:25 / /run rw,nosuid master:5 - tmpfs tmpfs rw\n511 510 0:26 / /run/docker rw - tmpfs tmpfs rw\n", false},
+		{"the last of two on one point decides", overlay + "510 500 0:25 / /run/docker rw - tmpfs tmpfs rw\n511 510 0:26 / /run/docker rw master:3 - tmpfs tmpfs rw\n", true},
+		{"a neighbour's name begins alike", overlay + "510 500 0:25 / /run/dock rw,nosuid master:5 - tmpfs tmpfs rw\n", false},
+		{"master: as a file system's own option", overlay + "510 500 0:25 / /run/docker rw - tmpfs tmpfs rw,master:5\n", false},
+	} {
+		got, err := followsHost(strings.NewReader(tc.mountinfo), dir)
+		if err != nil || got != tc.want {
+			t.Errorf("%s: %v, %v, want %v", tc.name, got, err, tc.want)
+		}
+	}
+}

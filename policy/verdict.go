@@ -100,7 +100,7 @@ func (w What) holds(s subject) bool {
 			return r.From <= s.service && s.service <= r.To
 		})
 	case ICMP:
-		return icmp && !(v6 && isLinkType(uint8(s.service)))
+		return icmp && (!v6 || !isLinkType(uint8(s.service)))
 	case Ping:
 		return icmp && s.service == pingType(v6)
 	case ICMPTypes:

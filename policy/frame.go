@@ -276,15 +276,15 @@ func (p packet) onLink(dir Direction) bool {
 
 // isError reports whether p was read as an ICMP error.
 func (p packet) isError() bool {
-	return p.icmp != nil && isErrorType(p.dst.Is6(), p.icmp[0])
+	return p.icmp != nil && ICMPType{p.dst.Is6(), p.icmp[0]}.IsError()
 }
 
-// isErrorType tells the messages that quote a packet: RFC 792, and in ICMPv6 the lower half (RFC 4443 2.1).
-func isErrorType(v6 bool, typ uint8) bool {
-	if v6 {
-		return typ <= 127
+// IsError tells the messages that quote a packet: RFC 792, and in ICMPv6 the lower half (RFC 4443 2.1).
+func (t ICMPType) IsError() bool {
+	if t.V6 {
+		return t.Type <= 127
 	}
-	switch typ {
+	switch t.Type {
 	case 3, 4, 5, 11, 12:
 		return true
 	}

@@ -63,13 +63,15 @@ func (p Policy) judge(dir Direction, s subject) Verdict {
 	if dropped := matches(Drop); dropped >= 0 && matches(Except) < 0 {
 		return Verdict{ByRule, 0, dropped}
 	}
-	if matches(Allow) >= 0 || p.passesByDefault(dir) {
+	if matches(Allow) >= 0 || p.PassesByDefault(dir) {
 		return Verdict{Pass, -1, -1}
 	}
 	return Verdict{ByDefault, -1, -1}
 }
 
-func (p Policy) passesByDefault(dir Direction) bool {
+// PassesByDefault reports what happens to what no rule matches: Default, or where it is Unset, whether there is no
+// allow rule in that direction.
+func (p Policy) PassesByDefault(dir Direction) bool {
 	if p.Default[dir] != Unset {
 		return p.Default[dir] == DefaultAllow
 	}
@@ -89,7 +91,7 @@ func (m Match) holds(s subject) bool {
 func (w What) holds(s subject) bool {
 	v6 := s.peer.Is6()
 	icmp := s.proto == protoICMP && !v6 || s.proto == protoICMPv6 && v6
-	icmp = icmp && !isErrorType(v6, uint8(s.service))
+	icmp = icmp && !(ICMPType{v6, uint8(s.service)}).IsError()
 	switch w.Kind {
 	case All:
 		return true
@@ -100,7 +102,7 @@ func (w What) holds(s subject) bool {
 			return r.From <= s.service && s.service <= r.To
 		})
 	case ICMP:
-		return icmp && (!v6 || !isLinkType(uint8(s.service)))
+		return icmp
 	case Ping:
 		return icmp && s.service == pingType(v6)
 	case ICMPTypes:
@@ -109,11 +111,6 @@ func (w What) holds(s subject) bool {
 		return false
 	}
 	panic(fmt.Sprintf("kind %d of a match is not known", w.Kind))
-}
-
-// isLinkType tells the ICMPv6 types of neighbour discovery and MLD (RFC 4861, 2710, 3810).
-func isLinkType(typ uint8) bool {
-	return 130 <= typ && typ <= 137 || typ == 143
 }
 
 func pingType(v6 bool) uint16 {

@@ -1,0 +1,299 @@
+package xdp
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"go4.org/netipx"
+
+	"github.com/vethwall/vethwall/policy"
+)
+
+// ruleSlots is RULE_SLOTS of bpf/maps.h: the last slot counts all rules that have none of their own.
+const ruleSlots = 64
+
+// Tables is a policy as the programs in bpf/ read it: trees of nodes, whose positions are counted
+// from 1 until they are placed. It is immutable.
+type Tables struct {
+	nodes []filterNode
+	table [2]filterTable
+	// Rules names the counter slots, in the order of the slots.
+	Rules []string
+	// digest tells equal policies.
+	digest [32]byte
+}
+
+// Compile turns the sources of one container into tables for the data plane. It needs no kernel and no
+// privileges. An error names the first thing that this version cannot enforce.
+func Compile(s policy.Stack) (*Tables, error) {
+	if err := enforceable(s); err != nil {
+		return nil, err
+	}
+	t := &Tables{}
+	f := &forest{seen: map[string]uint32{}}
+	rules := t.slotted(s, policy.Egress)
+	table, err := compileDirection(f, s, rules, policy.Egress)
+	if err != nil {
+		return nil, err
+	}
+	t.table[policy.Egress] = table
+	t.nodes = f.nodes
+	t.seal()
+	return t, nil
+}
+
+// Closed is the policy that lets nothing pass, not even ARP.
+func Closed() *Tables {
+	t := &Tables{}
+	t.seal()
+	return t
+}
+
+func (t *Tables) seal() {
+	h := sha256.New()
+	_ = binary.Write(h, binary.LittleEndian, t.nodes) // a hash returns no error
+	_ = binary.Write(h, binary.LittleEndian, t.table)
+	h.Sum(t.digest[:0])
+}
+
+// enforceable refuses what the labels may say and this version cannot do.
+func enforceable(s policy.Stack) error {
+	var errs []error
+	refuse := func(format string, args ...any) {
+		errs = append(errs, fmt.Errorf(format+": understood, but this version cannot enforce it; remove the label", args...))
+	}
+	for _, source := range s {
+		p := source.Policy
+		for _, r := range p.Rules {
+			switch {
+			case r.Verb != policy.Drop, !r.In[policy.Egress]:
+				refuse("%s=%s", r.Key(), r.Match)
+			case r.Match.What.Kind == policy.DNS, r.Match.What.Kind == policy.Metadata:
+				refuse("%s=%s", r.Key(), r.Match)
+			default:
+				for _, g := range r.Match.Peers.Groups {
+					if g.FixedRanges() == nil {
+						refuse("group %s in %s=%s", g, r.Key(), r.Match)
+					}
+				}
+			}
+		}
+		for d, def := range p.Default {
+			if def != policy.Unset {
+				refuse("xdp.%s.default", policy.Direction(d))
+			}
+		}
+		if p.Mode != policy.Enforce {
+			refuse("xdp.mode=%s", p.Mode)
+		}
+		if p.Hook == policy.HookTCX {
+			refuse("xdp.hook=%s", p.Hook)
+		}
+		if p.Log != policy.LogDrops {
+			refuse("xdp.log=%s", p.Log)
+		}
+		if p.AntispoofOff || len(p.Own) > 0 {
+			refuse("xdp.antispoof")
+		}
+		if p.Program != "" {
+			refuse("xdp.program=%s", p.Program)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// slottedRule is a rule, or several of the last slot made one, over spans of service keys.
+type slottedRule struct {
+	source   int
+	verb     policy.Verb
+	slot     uint32
+	services []span
+	peers    policy.Peers
+	notIP    bool
+}
+
+// slotted gives each drop rule of a direction a counter slot, and makes one rule of those that share
+// the last slot and differ in only one of their sides: what tells them apart is not counted, and each
+// difference costs nodes.
+func (t *Tables) slotted(s policy.Stack, dir policy.Direction) []slottedRule {
+	var out []slottedRule
+	for i, source := range s {
+		for _, r := range source.Policy.Rules {
+			if !r.In[dir] || r.Verb == policy.Limit {
+				continue
+			}
+			slot := uint32(ruleSlots - 1)
+			if r.Verb == policy.Drop && len(t.Rules) < ruleSlots-1 {
+				slot = uint32(len(t.Rules))
+				t.Rules = append(t.Rules, r.Match.String())
+			}
+			out = append(out, slottedRule{
+				source: i, verb: r.Verb, slot: slot,
+				services: serviceSpans(r.Match.What),
+				peers:    r.Match.Peers,
+				notIP:    r.Match.What.Kind == policy.All && r.Match.Peers.Any(),
+			})
+		}
+	}
+	if len(out) >= ruleSlots {
+		t.Rules = append(t.Rules, "other rules")
+	}
+	out = joinRules(out, func(r slottedRule) string { return "p" + r.peers.String() }, func(a *slottedRule, b slottedRule) {
+		a.services = append(a.services, b.services...)
+		a.notIP = a.notIP || b.notIP
+	})
+	return joinRules(out, func(r slottedRule) string { return fmt.Sprint("s", r.services, r.peers.Any()) }, func(a *slottedRule, b slottedRule) {
+		a.peers.Ranges = append(slices.Clip(a.peers.Ranges), b.peers.Ranges...)
+		a.peers.Groups = append(slices.Clip(a.peers.Groups), b.peers.Groups...)
+	})
+}
+
+// joinRules joins the rules of one source, verb and slot for which side says the same.
+func joinRules(rules []slottedRule, side func(slottedRule) string, join func(*slottedRule, slottedRule)) []slottedRule {
+	var out []slottedRule
+	at := map[string]int{}
+	for _, r := range rules {
+		key := fmt.Sprint(r.source, r.verb, r.slot, side(r))
+		if i, ok := at[key]; ok {
+			join(&out[i], r)
+			continue
+		}
+		at[key] = len(out)
+		out = append(out, r)
+	}
+	return out
+}
+
+// span is a range of numbers, inclusive at both ends.
+type span struct{ from, to uint32 }
+
+// The keys of bpf/packet.h for what is not known.
+const (
+	maxService      = 0xffffff // the last key of what is known
+	serviceNone     = 0xffff
+	serviceUnknown4 = 0x1000000
+	serviceUnknown6 = 0x1000100
+	protoUnknown4   = 0x1000200
+	protoUnknown6   = 0x1000201
+	ipUnknown       = 0x1000202
+	allUnknown      = 0x1000203
+	notIPKey        = 0x1000204
+)
+
+const (
+	protoICMP   = 1
+	protoTCP    = 6
+	protoUDP    = 17
+	protoICMPv6 = 58
+	protoSCTP   = 132
+)
+
+// serviceSpans are the service keys that w matches.
+func serviceSpans(w policy.What) []span {
+	key := func(proto uint8, service uint16) uint32 { return uint32(proto)<<16 | uint32(service) }
+	switch w.Kind {
+	case policy.All:
+		return []span{{0, maxService}}
+	case policy.Proto:
+		return []span{{key(w.Proto, 0), key(w.Proto, 0xffff)}}
+	case policy.Ports:
+		var out []span
+		for _, r := range w.Ports {
+			out = append(out, span{key(w.Proto, r.From), key(w.Proto, r.To)})
+		}
+		return out
+	case policy.ICMP: // all types but errors, which are judged by what they quote
+		return []span{
+			{key(protoICMP, 0), key(protoICMP, 2)}, {key(protoICMP, 6), key(protoICMP, 10)},
+			{key(protoICMP, 13), key(protoICMP, 255)}, {key(protoICMPv6, 128), key(protoICMPv6, 255)},
+		}
+	case policy.Ping:
+		return []span{{key(protoICMP, 8), key(protoICMP, 8)}, {key(protoICMPv6, 128), key(protoICMPv6, 128)}}
+	case policy.ICMPTypes:
+		var out []span
+		for _, t := range w.Types {
+			if t.IsError() {
+				continue // judged by what it quotes
+			}
+			proto := uint8(protoICMP)
+			if t.V6 {
+				proto = protoICMPv6
+			}
+			out = append(out, span{key(proto, uint16(t.Type)), key(proto, uint16(t.Type))})
+		}
+		return out
+	}
+	return nil
+}
+
+// knownSpans are the service keys that a packet of a family can have once it was read, by protocol.
+func knownSpans(v6 bool) (out [256]span) {
+	for proto := range out {
+		base := uint32(proto) << 16
+		s := span{base, base}
+		switch {
+		case proto == protoTCP, proto == protoUDP, proto == protoSCTP:
+			s.to = base | 0xffff
+		case proto == protoICMP && !v6, proto == protoICMPv6 && v6:
+			s.to = base | 0xff
+		case proto == protoICMP, proto == protoICMPv6:
+			s = span{base | serviceNone, base | serviceNone}
+		}
+		out[proto] = s
+	}
+	return out
+}
+
+// peerRanges are the address ranges of p, groups resolved.
+func peerRanges(p policy.Peers) []netipx.IPRange {
+	out := slices.Clone(p.Ranges)
+	for _, g := range p.Groups {
+		out = append(out, g.FixedRanges()...)
+	}
+	return out
+}
+
+// words are the four 32-bit words of an IPv6 address, the first one the most significant.
+func words(a netip.Addr) (w [4]uint32) {
+	b := a.As16()
+	for i := range w {
+		w[i] = binary.BigEndian.Uint32(b[4*i:])
+	}
+	return w
+}
+
+// place gives the policy and its nodes as they stand in the kernel's map from index first on, which is
+// at least 1: node 0 is none.
+func (t *Tables) place(first uint32) (filterPolicy, []filterNode) {
+	rebase := func(root uint32) uint32 {
+		if root == 0 {
+			return 0
+		}
+		return root + first - 1
+	}
+	nodes := slices.Clone(t.nodes)
+	for i := range nodes {
+		n := &nodes[i]
+		if n.Child != 0 {
+			n.Child = rebase(n.Child)
+			continue
+		}
+		for j, v := range n.Val {
+			if v&(cellBit|subtreeBit) == subtreeBit {
+				n.Val[j] = rebase(v&^subtreeBit) | subtreeBit
+			}
+		}
+	}
+	p := filterPolicy{FirstNode: first, NumNodes: uint32(len(nodes)), Digest: t.digest}
+	for dir, table := range t.table {
+		p.Table[dir] = filterTable{
+			Services: rebase(table.Services), Peers4: rebase(table.Peers4),
+			Peers6: rebase(table.Peers6), Cells: rebase(table.Cells),
+		}
+	}
+	return p, nodes
+}

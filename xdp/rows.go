@@ -1,0 +1,334 @@
+package xdp
+
+import (
+	"maps"
+	"slices"
+
+	"github.com/vethwall/vethwall/policy"
+)
+
+// The low byte of a cell that stands for the reason for which a packet could not be read.
+const reasonUnreadable = 0xff
+
+const (
+	cellPass       = cellBit | uint32(policy.Pass)
+	cellDefault    = cellBit | uint32(policy.ByDefault)
+	cellUnreadable = cellBit | reasonUnreadable
+)
+
+func cellRule(slot uint32) uint32 { return cellBit | slot<<8 | uint32(policy.ByRule) }
+
+// row holds the verdicts of one class of services, by class of peers: cells where it is listed, base elsewhere.
+type row struct {
+	base  uint32
+	cells map[int]uint32
+}
+
+func (r row) cell(peer int) uint32 {
+	if c, ok := r.cells[peer]; ok {
+		return c
+	}
+	return r.base
+}
+
+// compiler holds what the parts of one direction share.
+type compiler struct {
+	forest *forest
+	stack  policy.Stack
+	dir    policy.Direction
+	rules  []slottedRule
+
+	// peerSet is the set of peers of each rule, an index into peerClasses, or -1 for everybody.
+	peerSet     []int
+	peerClasses [][]int // by set: the classes in it
+	inSet       []map[int]bool
+	families    [2]map[int]bool // the classes that IPv4 and IPv6 addresses have
+	peers       [2][]segment
+
+	rows    []row // by class of services
+	budget  int
+	numbers map[string]uint32 // of rows that are in the cells tree, by content
+	kept    []row
+}
+
+// rowBudget bounds the cells that are looked at while a policy is compiled.
+const rowBudget = 1 << 22
+
+func compileDirection(f *forest, s policy.Stack, rules []slottedRule, dir policy.Direction) (filterTable, error) {
+	c := &compiler{forest: f, stack: s, dir: dir, rules: rules, budget: rowBudget, numbers: map[string]uint32{}}
+	if err := c.cutPeers(); err != nil {
+		return filterTable{}, err
+	}
+	services, err := c.services()
+	if err != nil {
+		return filterTable{}, err
+	}
+	var t filterTable
+	if t.Services, err = f.tree(services); err != nil {
+		return t, err
+	}
+	if len(c.kept) > 1<<16 {
+		return t, errTooComplex
+	}
+	if len(c.kept) == 0 {
+		return t, nil // every service is decided without looking at the peer
+	}
+	if t.Cells, err = f.tree(c.cells()); err != nil {
+		return t, err
+	}
+	if t.Peers4, err = f.tree(intervals32(c.peers[0])); err != nil {
+		return t, err
+	}
+	t.Peers6, err = f.tree6(c.peers[1], 0)
+	return t, err
+}
+
+// cutPeers finds the distinct sets of peers and the classes into which they cut the addresses.
+func (c *compiler) cutPeers() error {
+	var sets [2][][]stretch
+	ids := map[string]int{}
+	for _, r := range c.rules {
+		if r.peers.Any() {
+			c.peerSet = append(c.peerSet, -1)
+			continue
+		}
+		key := r.peers.String()
+		id, ok := ids[key]
+		if !ok {
+			id = len(ids)
+			ids[key] = id
+			var of [2][]stretch
+			for _, a := range peerRanges(r.peers) {
+				family := 0
+				if a.From().Is6() {
+					family = 1
+				}
+				of[family] = append(of[family], ofRange(a))
+			}
+			sets[0], sets[1] = append(sets[0], of[0]), append(sets[1], of[1])
+		}
+		c.peerSet = append(c.peerSet, id)
+	}
+	sweep := newSweeper()
+	c.peerClasses = make([][]int, len(ids))
+	c.inSet = make([]map[int]bool, len(ids))
+	for family, max := range []number{max32, max128} {
+		var err error
+		if c.peers[family], err = sweep.sweep(sets[family], max); err != nil {
+			return err
+		}
+		c.families[family] = map[int]bool{}
+		for _, s := range c.peers[family] {
+			c.families[family][s.class] = true
+		}
+	}
+	for class, in := range sweep.classes {
+		for _, set := range in {
+			c.peerClasses[set] = append(c.peerClasses[set], class)
+			if c.inSet[set] == nil {
+				c.inSet[set] = map[int]bool{}
+			}
+			c.inSet[set][class] = true
+		}
+	}
+	if len(sweep.classes) > 1<<16 {
+		return errTooComplex
+	}
+	return nil
+}
+
+// services is the tree from service key to cell or row.
+func (c *compiler) services() ([]interval, error) {
+	sets := make([][]stretch, len(c.rules))
+	for i, r := range c.rules {
+		for _, s := range r.services {
+			sets[i] = append(sets[i], ofSpan(s))
+		}
+	}
+	sweep := newSweeper()
+	segments, err := sweep.sweep(sets, number{lo: maxService})
+	if err != nil {
+		return nil, err
+	}
+	c.rows = make([]row, len(sweep.classes))
+	for class, rules := range sweep.classes {
+		if c.rows[class], err = c.row(rules); err != nil {
+			return nil, err
+		}
+	}
+	var out []interval
+	for _, s := range segments {
+		out = append(out, interval{s.last.word(3), c.value(c.rows[s.class])})
+	}
+	return append(out, c.unknowns(segments)...), nil
+}
+
+// row judges a service that is in the spans of rules, for every class of peers that they name.
+func (c *compiler) row(rules []int) (row, error) {
+	r := row{cells: map[int]uint32{}}
+	anybody := func(rule int) bool { return c.peerSet[rule] < 0 }
+	r.base = c.judge(rules, anybody)
+	for _, rule := range rules {
+		if anybody(rule) {
+			continue
+		}
+		for _, class := range c.peerClasses[c.peerSet[rule]] {
+			if _, done := r.cells[class]; done {
+				continue
+			}
+			if c.budget -= 1 + len(rules)/16; c.budget < 0 {
+				return r, errTooComplex
+			}
+			r.cells[class] = c.judge(rules, func(rule int) bool {
+				return anybody(rule) || c.inSet[c.peerSet[rule]][class]
+			})
+		}
+	}
+	return r, nil
+}
+
+// judge is Stack.Verdict for what the given rules cover: every source on its own, the first that does not
+// let the packet pass names the verdict.
+func (c *compiler) judge(rules []int, matches func(int) bool) uint32 {
+	for source := range c.stack {
+		var dropped *slottedRule
+		var excepted, allowed bool
+		for _, i := range rules {
+			r := &c.rules[i]
+			if r.source != source || !matches(i) {
+				continue
+			}
+			switch r.verb {
+			case policy.Drop:
+				if dropped == nil {
+					dropped = r
+				}
+			case policy.Except:
+				excepted = true
+			case policy.Allow:
+				allowed = true
+			}
+		}
+		if dropped != nil && !excepted {
+			return cellRule(dropped.slot)
+		}
+		if !allowed && !c.stack[source].Policy.PassesByDefault(c.dir) {
+			return cellDefault
+		}
+	}
+	return cellPass
+}
+
+// value is what the services tree holds for a row: its one cell where all are the same, else its number.
+func (c *compiler) value(r row) uint32 {
+	same := true
+	for _, cell := range r.cells {
+		same = same && cell == r.base
+	}
+	if same {
+		return r.base
+	}
+	var key []byte
+	key = append32(key, r.base)
+	for _, class := range slices.Sorted(maps.Keys(r.cells)) {
+		if r.cells[class] != r.base {
+			key = append32(append32(key, uint32(class)), r.cells[class])
+		}
+	}
+	n, ok := c.numbers[string(key)]
+	if !ok {
+		n = uint32(len(c.kept))
+		c.numbers[string(key)] = n
+		c.kept = append(c.kept, r)
+	}
+	return n
+}
+
+// cells is the tree from row << 16 | class of peers to cell.
+func (c *compiler) cells() []interval {
+	var out []interval
+	for n, r := range c.kept {
+		first := uint32(n) << 16
+		for _, class := range slices.Sorted(maps.Keys(r.cells)) {
+			at := first | uint32(class)
+			if at > 0 {
+				out = append(out, interval{at - 1, r.base})
+			}
+			out = append(out, interval{at, r.cells[class]})
+		}
+		out = append(out, interval{first | 0xffff, r.base})
+	}
+	out[len(out)-1].last = 0xffffffff
+	return slices.DeleteFunc(out, emptyAfter())
+}
+
+// emptyAfter finds, when called on intervals in order, those that end no later than the one before.
+func emptyAfter() func(interval) bool {
+	before := int64(-1)
+	return func(v interval) bool {
+		empty := int64(v.last) <= before
+		before = max(before, int64(v.last))
+		return empty
+	}
+}
+
+func intervals32(segments []segment) []interval {
+	out := make([]interval, len(segments))
+	for i, s := range segments {
+		out[i] = interval{s.last.word(3), uint32(s.class)}
+	}
+	return out
+}
+
+// tree6 adds the tree over the i-th words of addresses that agree in all words before it. Where all addresses
+// with a word are of one class the class stands there, else the root of the tree for the next word.
+func (f *forest) tree6(segments []segment, i int) (uint32, error) {
+	var out []interval
+	for len(segments) > 0 {
+		// A segment that ends in the middle of a word shares that word with those after it, up
+		// to the one that reaches its end.
+		word := segments[0].last.word(i)
+		if whole(segments[0].last, i) {
+			out = append(out, interval{word, uint32(segments[0].class)})
+			segments = segments[1:]
+			continue
+		}
+		if word > 0 {
+			out = append(out, interval{word - 1, uint32(segments[0].class)})
+		}
+		n := slices.IndexFunc(segments, func(s segment) bool {
+			return s.last.word(i) != word || whole(s.last, i)
+		}) + 1
+		root, err := f.tree6(upTo(segments[:n], word, i), i+1)
+		if err != nil {
+			return 0, err
+		}
+		out = append(out, interval{word, root | subtreeBit})
+		if segments[n-1].last.word(i) == word {
+			segments = segments[n:]
+		} else {
+			segments = segments[n-1:]
+		}
+	}
+	return f.tree(slices.DeleteFunc(out, emptyAfter()))
+}
+
+// whole reports whether every word after the i-th is all ones.
+func whole(n number, i int) bool {
+	for i++; i < 4; i++ {
+		if n.word(i) != 0xffffffff {
+			return false
+		}
+	}
+	return true
+}
+
+// upTo ends the last segment where the i-th word ends: what lies beyond is not part of the subtree.
+func upTo(segments []segment, word uint32, i int) []segment {
+	out := slices.Clone(segments)
+	last := &out[len(out)-1].last
+	if last.word(i) != word {
+		*last = max128
+	}
+	return out
+}

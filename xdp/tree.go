@@ -1,0 +1,111 @@
+package xdp
+
+import "errors"
+
+// The constants of bpf/judge.h and bpf/tree.h.
+const (
+	cellBit    = 1 << 31
+	subtreeBit = 1 << 30
+	fanout     = 16
+	maxLevels  = 4
+)
+
+// errTooComplex is returned for a policy that no tree of the data plane holds.
+var errTooComplex = errors.New("the rules are too many or overlap in too many ways; use fewer, or wider ones")
+
+// interval ends with last, inclusive, and begins where the one before it ended.
+type interval struct{ last, val uint32 }
+
+// forest is a growing list of nodes. Roots and children are positions in it plus one, so that 0 is
+// no node; place makes them indexes of the kernel's map.
+type forest struct {
+	nodes []filterNode
+	// seen finds a tree that is there already by its intervals.
+	seen map[string]uint32
+}
+
+// tree adds the tree over iv, which covers all 32-bit numbers, and returns its root.
+func (f *forest) tree(iv []interval) (uint32, error) {
+	iv = mergeIntervals(iv)
+	key := intervalKey(iv)
+	if root, ok := f.seen[key]; ok {
+		return root, nil
+	}
+
+	level := make([]filterNode, 0, len(iv)/fanout+1)
+	ends := make([]uint32, 0, cap(level)) // the last number of each node of level
+	for i := 0; i < len(iv); i += fanout {
+		part := iv[i:min(i+fanout, len(iv))]
+		level = append(level, leaf(part))
+		ends = append(ends, part[len(part)-1].last)
+	}
+	for depth := 1; len(level) > 1; depth++ {
+		if depth == maxLevels {
+			return 0, errTooComplex
+		}
+		level, ends = f.parents(level, ends)
+	}
+	f.nodes = append(f.nodes, level[0])
+	root := uint32(len(f.nodes))
+	f.seen[key] = root
+	return root, nil
+}
+
+// parents puts level into the forest and returns the level above it.
+func (f *forest) parents(level []filterNode, ends []uint32) (up []filterNode, upEnds []uint32) {
+	first := uint32(len(f.nodes)) + 1
+	f.nodes = append(f.nodes, level...)
+	for i := 0; i < len(level); i += fanout {
+		last := min(i+fanout, len(level)) - 1
+		n := filterNode{Child: first + uint32(i)}
+		separate(&n, ends[i:last+1])
+		up = append(up, n)
+		upEnds = append(upEnds, ends[last])
+	}
+	return up, upEnds
+}
+
+func leaf(part []interval) filterNode {
+	var n filterNode
+	ends := make([]uint32, len(part))
+	for i, v := range part {
+		ends[i], n.Val[i] = v.last, v.val
+	}
+	separate(&n, ends)
+	return n
+}
+
+// separate sets the separators between children that end where ends says. The last end is none: what
+// lies beyond it belongs to another node. 0xffffffff is smaller than nothing, so no search goes there.
+func separate(n *filterNode, ends []uint32) {
+	for i := range n.Key {
+		n.Key[i] = 0xffffffff
+		if i < len(ends)-1 {
+			n.Key[i] = ends[i]
+		}
+	}
+}
+
+func mergeIntervals(iv []interval) []interval {
+	out := iv[:0:0]
+	for _, v := range iv {
+		if n := len(out); n > 0 && out[n-1].val == v.val {
+			out[n-1].last = v.last
+			continue
+		}
+		out = append(out, v)
+	}
+	return out
+}
+
+func intervalKey(iv []interval) string {
+	key := make([]byte, 0, len(iv)*8)
+	for _, v := range iv {
+		key = append32(append32(key, v.last), v.val)
+	}
+	return string(key)
+}
+
+func append32(b []byte, n uint32) []byte {
+	return append(b, byte(n>>24), byte(n>>16), byte(n>>8), byte(n))
+}

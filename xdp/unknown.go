@@ -1,0 +1,134 @@
+package xdp
+
+// unknowns are the intervals for the service keys of what could not be read. known are those of the
+// services that can be. Each unknown is judged for everything that it can be: all the same, and it is that;
+// else unreadable.
+func (c *compiler) unknowns(known []segment) []interval {
+	var out []interval
+	at := uint32(maxService)
+	put := func(key, val uint32) {
+		if key > at+1 {
+			out = append(out, interval{key - 1, cellUnreadable})
+		}
+		out = append(out, interval{key, val})
+		at = key
+	}
+	var any [2]mixture
+	for family, base := range []uint32{serviceUnknown4, serviceUnknown6} {
+		for proto, s := range knownSpans(family == 1) {
+			m := c.mix(known, s)
+			any[family].add(m)
+			put(base|uint32(proto), c.value(m.row(c.families[family])))
+		}
+	}
+	put(protoUnknown4, c.value(any[0].row(c.families[0])))
+	put(protoUnknown6, c.value(any[1].row(c.families[1])))
+
+	ip := c.flat(any)
+	notIP := c.notIP()
+	put(ipUnknown, ip)
+	put(allUnknown, agree(ip, notIP))
+	put(notIPKey, notIP)
+	return append(out, interval{0xffffffff, cellUnreadable})
+}
+
+// agree is the verdict on what may be either.
+func agree(a, b uint32) uint32 {
+	if a != b {
+		return cellUnreadable
+	}
+	return a
+}
+
+// mixture is the set of rows that a packet may belong to, by class of services.
+type mixture struct{ rows map[int]*row }
+
+func (m *mixture) add(o mixture) {
+	if m.rows == nil {
+		m.rows = map[int]*row{}
+	}
+	for class, r := range o.rows {
+		m.rows[class] = r
+	}
+}
+
+// mix is the mixture of the services in s.
+func (c *compiler) mix(known []segment, s span) mixture {
+	m := mixture{map[int]*row{}}
+	from := uint32(0)
+	for _, k := range known {
+		last := k.last.word(3)
+		if from <= s.to && last >= s.from {
+			m.rows[k.class] = &c.rows[k.class]
+		}
+		from = last + 1
+	}
+	return m
+}
+
+// row judges what may belong to any row of m, for the classes of one family of peers.
+func (m mixture) row(classes map[int]bool) row {
+	// How many rows have which base, and which rows say more of a class.
+	bases := map[uint32]int{}
+	named := map[int][]*row{}
+	for _, r := range m.rows {
+		bases[r.base]++
+		for class := range r.cells {
+			if classes[class] {
+				named[class] = append(named[class], r)
+			}
+		}
+	}
+	out := row{base: oneOf(bases), cells: map[int]uint32{}}
+	for class, rows := range named {
+		seen := map[uint32]int{}
+		for _, r := range rows {
+			seen[r.cells[class]]++
+			if bases[r.base]--; bases[r.base] == 0 {
+				delete(bases, r.base)
+			}
+		}
+		cell := oneOf(seen)
+		if len(bases) > 0 {
+			cell = agree(cell, oneOf(bases))
+		}
+		out.cells[class] = cell
+		for _, r := range rows {
+			bases[r.base]++
+		}
+	}
+	return out
+}
+
+// oneOf is the only key of a map, or unreadable where there are more.
+func oneOf(cells map[uint32]int) uint32 {
+	if len(cells) == 1 {
+		for cell := range cells {
+			return cell
+		}
+	}
+	return cellUnreadable
+}
+
+// flat is the verdict on an IP packet of which nothing else is known.
+func (c *compiler) flat(any [2]mixture) uint32 {
+	cells := map[uint32]int{}
+	for family, m := range any {
+		r := m.row(c.families[family])
+		for class := range c.families[family] {
+			cells[r.cell(class)]++
+		}
+	}
+	return oneOf(cells)
+}
+
+// notIP is the verdict on a frame that is not IP: only rules for all, with everybody, match it.
+func (c *compiler) notIP() uint32 {
+	var rules []int
+	for i, r := range c.rules {
+		if r.notIP {
+			rules = append(rules, i)
+		}
+	}
+	return c.judge(rules, func(int) bool { return true })
+}

@@ -1,0 +1,267 @@
+package enginetest
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// Engine is a dockerd of the test's own. Its host is a network namespace with nothing in it but lo, so
+// that bridges, veths, firewall rules and published ports collide with nobody's. Everything else is the
+// machine's: processes, cgroups, /proc, bpffs, mounts.
+//
+// In particular /sys/class/net shows the machine's devices to every process in the namespace: only
+// netlink tells the truth there.
+type Engine struct {
+	*Docker
+	// NetNS is the path of the network namespace that plays the host.
+	NetNS string
+	// Dir holds data, exec root, log and socket; no other process uses it. Sandbox keys lie below it.
+	Dir string
+
+	name    string
+	flags   []string
+	process *process
+}
+
+// process is the dockerd that runs, if one does.
+type process struct {
+	pid  int           // 0 while the engine is down
+	done chan struct{} // closed once the process has been waited for
+}
+
+// Own starts an engine with further flags for dockerd, such as --live-restore. It ends with the test,
+// and its containers, mounts and namespaces with it.
+func Own(t testing.TB, flags ...string) *Engine {
+	t.Helper()
+	Need(t, os.Geteuid() == 0, "root")
+	for _, tool := range []string{"dockerd", "docker", "ip", "nsenter"} {
+		_, err := exec.LookPath(tool)
+		Need(t, err == nil, tool+" in PATH")
+	}
+	name := Prefix + random()
+	dir, err := os.MkdirTemp("", Prefix)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e := &Engine{
+		Docker: &Docker{t: t, own: true, prefix: Prefix, Env: append(os.Environ(), "DOCKER_HOST=unix://"+dir+"/docker.sock", "DOCKER_CONTEXT=")},
+		NetNS:  "/run/netns/" + name, Dir: dir, name: name, flags: flags, process: &process{},
+	}
+	t.Cleanup(e.remove)
+	for _, args := range [][]string{{"netns", "add", name}, {"-n", name, "link", "set", "lo", "up"}} {
+		if out, err := exec.Command("ip", args...).CombinedOutput(); err != nil {
+			t.Fatalf("ip %v: %v: %s", args, err, out)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(dir, "daemon.json"), []byte("{}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	e.Up()
+	return e
+}
+
+// With is the same engine for another test, such as a subtest.
+func (e *Engine) With(t testing.TB) *Engine {
+	other := *e
+	other.Docker = e.Docker.With(t)
+	return &other
+}
+
+// Command prepares a process in the engine's host namespace, whose environment leads to the engine.
+func (e *Engine) Command(name string, args ...string) *exec.Cmd {
+	cmd := exec.Command("nsenter", append([]string{"--net=" + e.NetNS, "--", name}, args...)...)
+	cmd.Env = e.Env
+	return cmd
+}
+
+// Up starts the engine, if it is down, and returns when it answers.
+func (e *Engine) Up() {
+	e.t.Helper()
+	if err := e.up(); err != nil {
+		e.t.Fatal(err)
+	}
+}
+
+func (e *Engine) up() error {
+	if e.process.pid != 0 {
+		return nil
+	}
+	if err := e.spawn(); err != nil {
+		return err
+	}
+	deadline := time.Now().Add(patience)
+	for {
+		if e.answers() {
+			return nil
+		}
+		select {
+		case <-e.process.done:
+			e.process.pid = 0
+			return fmt.Errorf("dockerd ended at once: %s", e.logTail())
+		case <-time.After(20 * time.Millisecond):
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("dockerd does not answer: %s", e.logTail())
+		}
+	}
+}
+
+// spawn starts dockerd. Its containerd namespaces are its own, because a dockerd that finds the
+// machine's containerd uses that one.
+func (e *Engine) spawn() error {
+	log, err := os.OpenFile(filepath.Join(e.Dir, "log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = log.Close() }()
+	cmd := e.Command("dockerd", append([]string{
+		"--config-file", e.Dir + "/daemon.json", "--data-root", e.Dir + "/data", "--exec-root", e.Dir + "/exec",
+		"--pidfile", e.Dir + "/pid", "--host", "unix://" + e.Dir + "/docker.sock", "--storage-driver", "vfs",
+		"--containerd-namespace", e.name, "--containerd-plugins-namespace", e.name + "-plugins",
+	}, e.flags...)...)
+	cmd.Stdout, cmd.Stderr = log, log
+	// A test that is killed runs no clean-up; this ends the engine and its containers all the same. The
+	// kernel watches the thread that starts dockerd, so that one must stay.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM, Setpgid: true}
+	started, done := make(chan error), make(chan struct{})
+	go func() {
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		err := cmd.Start()
+		started <- err
+		if err == nil {
+			_ = cmd.Wait()
+			close(done)
+		}
+	}()
+	if err := <-started; err != nil {
+		return err
+	}
+	e.process.pid, e.process.done = cmd.Process.Pid, done // nsenter becomes dockerd, it does not fork
+	return nil
+}
+
+// answers asks over the socket, without a docker process each time.
+func (e *Engine) answers() bool {
+	tr := &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", e.Dir+"/docker.sock")
+	}}
+	r, err := (&http.Client{Transport: tr, Timeout: patience}).Get("http://docker/_ping")
+	if err != nil {
+		return false
+	}
+	_ = r.Body.Close()
+	return r.StatusCode == http.StatusOK
+}
+
+// Down stops the engine as systemctl stop does. Its containers end with it unless it runs with
+// --live-restore.
+func (e *Engine) Down() {
+	e.t.Helper()
+	e.end(syscall.SIGTERM)
+}
+
+// Kill ends the engine with SIGKILL. Its containers run on.
+func (e *Engine) Kill() {
+	e.t.Helper()
+	e.end(syscall.SIGKILL)
+	e.awaitContainerd()
+}
+
+// awaitContainerd waits for the end of the containerd that dies with a killed dockerd. A machine whose
+// first process is slow to collect the dead leaves a zombie, which the next dockerd would take for
+// alive: nothing must be left that names it.
+func (e *Engine) awaitContainerd() {
+	pidfile := filepath.Join(e.Dir, "exec/containerd/containerd.pid")
+	pid, err := os.ReadFile(pidfile)
+	if err != nil {
+		return // the machine's containerd is used: it lives on
+	}
+	e.Wait("the end of containerd", func() error {
+		stat, _ := os.ReadFile("/proc/" + strings.TrimSpace(string(pid)) + "/stat")
+		if len(stat) == 0 || bytes.Contains(stat, []byte(") Z ")) {
+			return nil
+		}
+		return fmt.Errorf("%s", stat)
+	})
+	_ = os.Remove(pidfile)
+}
+
+// Restart is Down and Up.
+func (e *Engine) Restart() {
+	e.t.Helper()
+	e.Down()
+	e.Up()
+}
+
+func (e *Engine) end(sig syscall.Signal) {
+	e.t.Helper()
+	if e.process.pid == 0 {
+		return
+	}
+	_ = syscall.Kill(e.process.pid, sig)
+	select {
+	case <-e.process.done:
+		e.process.pid = 0
+	case <-time.After(patience):
+		e.t.Fatalf("dockerd %d does not end on %v", e.process.pid, sig)
+	}
+}
+
+// remove undoes everything, from whatever state the test has left it in. An engine that is down is
+// started once more, because containers, their cgroups and mounts are best removed by the engine.
+func (e *Engine) remove() {
+	if e.t.Failed() {
+		e.t.Logf("log of dockerd: %s", e.logTail())
+	}
+	if err := e.up(); err == nil {
+		if ids, err := e.Try("ps", "--all", "--quiet", "--no-trunc"); err == nil && ids != "" {
+			_, _ = e.Try(append([]string{"rm", "--force", "--volumes"}, strings.Fields(ids)...)...)
+		}
+	}
+	if p := e.process; p.pid != 0 {
+		_ = syscall.Kill(p.pid, syscall.SIGTERM)
+		select {
+		case <-p.done:
+		case <-time.After(patience):
+			e.t.Logf("clean-up: dockerd %d does not end, killing it", p.pid)
+		}
+	}
+	killLeft(e.Dir, e.name)
+	if p := e.process; p.pid != 0 {
+		<-p.done
+	}
+	unmountBelow(e.t, e.Dir)
+	if out, err := exec.Command("ip", "netns", "del", e.name).CombinedOutput(); err != nil {
+		e.t.Logf("clean-up: ip netns del: %v: %s", err, out)
+	}
+	if err := os.RemoveAll(e.Dir); err != nil {
+		e.t.Logf("clean-up: %v", err)
+	}
+}
+
+// logTail is what dockerd wrote last, without its chatter.
+func (e *Engine) logTail() string {
+	log, err := os.ReadFile(filepath.Join(e.Dir, "log"))
+	if err != nil {
+		return err.Error()
+	}
+	var lines [][]byte
+	for line := range bytes.Lines(log) {
+		if !bytes.Contains(line, []byte("level=info")) {
+			lines = append(lines, line)
+		}
+	}
+	return string(bytes.Join(lines[max(0, len(lines)-30):], nil))
+}

@@ -1,0 +1,87 @@
+// Peer is the only program in the images of engine tests: what containers send, and what they receive,
+// is done by it. It is linked statically, because such an image holds nothing else.
+//
+//	peer sleep                              do nothing until SIGTERM
+//	peer serve PORT/PROTO...                receive, echo and record on udp and tcp ports
+//	peer received                           print what serve, in the same network namespace, has received
+//	peer udp-send [flags] ADDR:PORT TEXT    send datagrams; with -echo wait for one to come back
+//	peer tcp-dial [flags] ADDR:PORT TEXT    connect, send, wait for the echo
+//	peer ping [flags] ADDR                  ICMP echo request, wait for the reply
+//	peer loop-send ADDR:PORT TEXT           send datagrams from the first instruction on, without end
+//
+// Exit code 0 means that it worked, 1 that no answer came, 2 wrong usage. That something did *not*
+// arrive is asked of the receiver (received), never concluded from a sender's failure.
+package main
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/signal"
+	"syscall"
+)
+
+var errUsage = errors.New("usage: peer sleep|serve|received|udp-send|tcp-dial|ping|loop-send ...")
+
+func main() {
+	if len(os.Args) == 4 && os.Args[1] == "loop-send" {
+		loopSend(os.Args[2], []byte(os.Args[3]))
+	}
+	err := run(os.Args[1:])
+	if err == nil {
+		return
+	}
+	fmt.Fprintln(os.Stderr, "peer:", err)
+	if errors.Is(err, errUsage) {
+		os.Exit(2)
+	}
+	os.Exit(1)
+}
+
+func run(args []string) error {
+	if len(args) == 0 {
+		return errUsage
+	}
+	cmd, args := args[0], args[1:]
+	switch cmd {
+	case "sleep":
+		waitForTerm()
+		return nil
+	case "serve":
+		return serve(args)
+	case "received":
+		return printReceived()
+	case "udp-send":
+		return udpSend(args)
+	case "tcp-dial":
+		return tcpDial(args)
+	case "ping":
+		return ping(args)
+	}
+	return errUsage
+}
+
+// waitForTerm: the first process of a container ignores every signal that it has not asked for.
+func waitForTerm() {
+	c := make(chan os.Signal, 1)
+	signal.Notify(c, syscall.SIGTERM, syscall.SIGINT)
+	<-c
+}
+
+// loopSend never returns. What goes wrong, such as a network that is not up yet, is tried again.
+func loopSend(addr string, text []byte) {
+	go func() { waitForTerm(); os.Exit(0) }()
+	for {
+		conn, err := net.Dial("udp", addr)
+		if err != nil {
+			continue
+		}
+		for {
+			if _, err := conn.Write(text); err != nil && !errors.Is(err, syscall.ECONNREFUSED) {
+				break
+			}
+		}
+		_ = conn.Close()
+	}
+}

@@ -13,6 +13,9 @@ import (
 // hides why a dial failed, so the dial is made once more to learn it.
 func explain(ctx context.Context, a api, err error) error {
 	host := a.DaemonHost()
+	if ctx.Err() != nil {
+		return fmt.Errorf("connect to Docker at %s: no answer: %w", host, ctx.Err())
+	}
 	if conn, dialErr := a.Dialer()(ctx); dialErr == nil {
 		_ = conn.Close()
 	} else {
@@ -20,8 +23,6 @@ func explain(ctx context.Context, a api, err error) error {
 	}
 	path, isSocket := strings.CutPrefix(host, "unix://")
 	switch {
-	case ctx.Err() != nil:
-		return fmt.Errorf("connect to Docker at %s: no answer: %w", host, ctx.Err())
 	case isSocket && errors.Is(err, fs.ErrNotExist):
 		return fmt.Errorf("connect to Docker: no socket at %s: start Docker, or set DOCKER_HOST to where it listens: %w", path, syscall.ENOENT)
 	case errors.Is(err, fs.ErrPermission):

@@ -178,13 +178,17 @@ func Message(kind, action, id string, attrs map[string]string) string {
 	return string(b)
 }
 
-// EmitRaw sends line to every stream, whatever it is, and keeps it for streams that ask for the past.
+// EmitRaw sends line to every stream, whatever it is, and keeps it for streams that ask for the past. A
+// stream whose reader is 1,024 events behind loses it, as with a real engine.
 func (e *Engine) EmitRaw(line string) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.history = append(e.history, event{time.Now(), line})
 	for ch := range e.streams {
-		ch <- line
+		select {
+		case ch <- line:
+		default:
+		}
 	}
 }
 
@@ -292,11 +296,11 @@ func (e *Engine) serveObject(w http.ResponseWriter, path string) {
 
 // serveEvents replays what is not older than since, then sends what comes.
 func (e *Engine) serveEvents(w http.ResponseWriter, r *http.Request) {
-	ch := make(chan string, 1024)
 	e.mu.Lock()
+	ch := make(chan string, len(e.history)+1024)
 	if since, err := strconv.ParseFloat(r.URL.Query().Get("since"), 64); err == nil {
 		for _, ev := range e.history {
-			if ev.at.Sub(time.Unix(0, 0)).Seconds() >= since {
+			if float64(ev.at.UnixNano())/1e9 >= since {
 				ch <- ev.line
 			}
 		}

@@ -22,7 +22,7 @@ import (
 	"syscall"
 )
 
-var errUsage = errors.New("usage: peer sleep|serve|received|udp-send|tcp-dial|ping|loop-send ...")
+var errUsage = errors.New("wrong usage; a command is one of sleep, serve, received, udp-send, tcp-dial, ping, loop-send")
 
 func main() {
 	if len(os.Args) == 4 && os.Args[1] == "loop-send" {

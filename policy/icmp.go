@@ -74,8 +74,7 @@ func (t ICMPType) unjudged() string {
 		return "neighbour discovery, which no rule judges"
 	case t.V6 && (t.Type >= 130 && t.Type <= 132 || t.Type == 143):
 		return "MLD, which no rule judges"
-	case t.V6 && t.Type >= 1 && t.Type <= 127,
-		!t.V6 && (t.Type >= 3 && t.Type <= 5 || t.Type == 11 || t.Type == 12):
+	case t.IsError():
 		return "an ICMP error, which is judged by the packet it quotes"
 	}
 	return ""

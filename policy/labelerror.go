@@ -75,10 +75,10 @@ func excerpt(s string, off int) string {
 		from = max(0, len(s)-excerptSize)
 	}
 	to := min(len(s), from+excerptSize)
-	for from > 0 && from < to && !utf8.RuneStart(s[from]) {
+	for i := 1; i < utf8.UTFMax && from > 0 && !utf8.RuneStart(s[from]); i++ {
 		from++
 	}
-	for to < len(s) && to > from && !utf8.RuneStart(s[to]) {
+	for i := 1; i < utf8.UTFMax && to < len(s) && !utf8.RuneStart(s[to]); i++ {
 		to--
 	}
 	q := strconv.QuoteToASCII(s[from:to])

@@ -17,7 +17,8 @@ import (
 // roundTrip holds a policy that came from labels to its text: the same policy again, by way of the
 // labels and of every match and key in it.
 func roundTrip(t interface{ Fatalf(string, ...any) }, p policy.Policy) {
-	again, asks, err := policy.Parse(p.Labels())
+	labels := p.Labels()
+	again, asks, err := policy.Parse(labels)
 	if err != nil || !asks {
 		t.Fatalf("%s: asks %v, error %v", p.Text(), asks, err)
 	}
@@ -29,7 +30,7 @@ func roundTrip(t interface{ Fatalf(string, ...any) }, p policy.Policy) {
 		if err != nil || !reflect.DeepEqual(m, r.Match) {
 			t.Fatalf("match %s: parsed again as %v, error %v", r.Match, m, err)
 		}
-		if _, ok := p.Labels()[r.Key()]; !ok {
+		if _, ok := labels[r.Key()]; !ok {
 			t.Fatalf("rule %s: no label", r.Key())
 		}
 	}

@@ -29,7 +29,7 @@ static __always_inline __u32 find_peer(const struct table *t, const struct packe
 		return find(t->peers4, p->peer[0], CELL_NO_POLICY);
 	class = find(t->peers6, p->peer[0], CELL_NO_POLICY);
 	for (int i = 1; i < 4 && (class & (CELL | SUBTREE)) == SUBTREE; i++)
-		class = find(class & ~SUBTREE, p->peer[i], CELL_NO_POLICY);
+		class = find_called(class & ~SUBTREE, p->peer[i], CELL_NO_POLICY);
 	return class;
 }
 
@@ -54,19 +54,30 @@ static __always_inline struct verdict judge(const struct table *t, const struct 
 	return v;
 }
 
-static __always_inline struct verdict judge_frame(const struct table *t, void *data, void *end)
+/* The device's entry, zero where it has none. */
+static __always_inline struct device find_device(__u32 ifindex)
 {
-	struct packet p = {};
+	__u32 slot = ifindex & (DEVICE_SLOTS - 1);
+	__u64 *entry = bpf_map_lookup_elem(&devices, &slot);
+	union {
+		__u64 all;
+		struct device device;
+	} d = {};
 
-	if (!t->services)
-		return (struct verdict){ .reason = REASON_QUARANTINE };
-	read_frame(data, end, &p);
-	return judge(t, &p);
+	if (entry)
+		d.all = *(volatile __u64 *)entry;
+	if (d.device.ifindex == ifindex)
+		return d.device;
+	entry = bpf_map_lookup_elem(&device_overflow, &ifindex);
+	d.all = entry ? *(volatile __u64 *)entry : 0;
+	return d.device;
 }
 
-static __always_inline void count(__u32 ifindex, __u32 direction, struct verdict v, __u64 bytes)
+static __always_inline void count(const struct device *d, __u32 direction, struct verdict v,
+				  __u64 bytes)
 {
-	struct counter_block *block = bpf_map_lookup_elem(&counters, &ifindex);
+	__u32 index = d->counters;
+	struct counter_block *block = bpf_map_lookup_elem(&counters, &index);
 	struct counter *c;
 
 	if (!block)
@@ -75,4 +86,27 @@ static __always_inline void count(__u32 ifindex, __u32 direction, struct verdict
 				      &block->reason[direction & 1][v.reason & (REASON_SLOTS - 1)];
 	c->packets++;
 	c->bytes += bytes;
+}
+
+/* The verdict on a frame, counted. */
+static __always_inline enum reason judge_frame(__u32 ifindex, __u32 direction, void *data,
+					       void *end)
+{
+	struct device d = find_device(ifindex);
+	struct verdict v = { .reason = REASON_NO_POLICY };
+
+	if (d.ifindex) {
+		__u32 id = d.policy;
+		struct policy *policy = bpf_map_lookup_elem(&policies, &id);
+
+		v.reason = REASON_QUARANTINE;
+		if (policy && policy->table[direction].services) {
+			struct packet p = {};
+
+			read_frame(data, end, &p);
+			v = judge(&policy->table[direction], &p);
+		}
+	}
+	count(&d, direction, v, end - data);
+	return v.reason;
 }

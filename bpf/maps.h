@@ -8,15 +8,19 @@
 
 #include "reason.h"
 
-#define MAX_DEVICES 16384
-/* A setting of user space; what stands here is the default. */
+/* Defaults; user space may make the maps larger. */
+#define MAX_DEVICES 2048 /* with a filter, at one time; at most 65,535 */
+#define MAX_POLICIES 4096 /* distinct ones; at most 65,535 */
 #define MAX_NODES 32768
 #define MAX_RECORDS 65536
 
+/* A power of two, so that an ifindex finds its slot by its low bits. */
+#define DEVICE_SLOTS 16384
+
 /* Room for reasons in a counter block; more than there are, so that the layout stays. */
-#define REASON_SLOTS 32
+#define REASON_SLOTS 16
 /* Rules that are counted each for itself; the last slot counts all others. */
-#define RULE_SLOTS 64
+#define RULE_SLOTS 32
 
 /*
  * A node of a search tree over 32-bit numbers: 15 sorted separators part 16 intervals. An interval
@@ -45,9 +49,8 @@ struct table {
 };
 
 /*
- * The policy of one device. It is replaced as a whole (an element of a hash: old or new, never a
- * mixture); the nodes that it points to are complete before it is written and never change while
- * any device refers to them.
+ * A policy. It and the nodes that it points to are complete before any device refers to it, and never
+ * change while one does. Policy 0 is all zero: the quarantine.
  */
 struct policy {
 	/* Its part of nodes; user space finds free room by these. */
@@ -56,6 +59,16 @@ struct policy {
 	struct table table[2]; /* by direction: egress, ingress */
 	/* SHA-256 of the nodes and tables, for sharing between equal policies. */
 	__u8 digest[32];
+};
+
+/*
+ * Which policy a device has. Read and written as one 64-bit number, so that a reader sees the old
+ * or the new and never a mixture.
+ */
+struct device {
+	__u32 ifindex;
+	__u16 policy;
+	__u16 counters; /* its block */
 };
 
 struct counter {
@@ -78,14 +91,33 @@ struct record_part {
 	__u8 data[1024];
 };
 
-/* ifindex -> policy. A device without one drops everything: REASON_NO_POLICY. */
+/*
+ * ifindex -> device. Slots are found by the low bits of the ifindex and say whose they are; where two
+ * devices want one, the later stands in device_overflow. A look-up in an array is part of the program, one in
+ * a hash is a call, and on processors that guard every return (Spectre's kin) costs more than all the rest.
+ * A device that is in neither drops everything: REASON_NO_POLICY.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, DEVICE_SLOTS);
+	__type(key, __u32);
+	__type(value, struct device);
+} devices SEC(".maps");
+
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__uint(max_entries, MAX_DEVICES);
 	__type(key, __u32);
+	__type(value, struct device);
+} device_overflow SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, MAX_POLICIES);
+	__type(key, __u32);
 	__type(value, struct policy);
-} devices SEC(".maps");
+} policies SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -94,10 +126,9 @@ struct {
 	__type(value, struct node);
 } nodes SEC(".maps");
 
-/* ifindex -> counters, made by user space before the device gets its policy. */
+/* Block 0 belongs to nobody: it counts for devices without a policy. */
 struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, MAX_DEVICES);
 	__type(key, __u32);
 	__type(value, struct counter_block);

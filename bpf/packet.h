@@ -145,7 +145,9 @@ enum reading {
 static __always_inline __u8 turned_type(const struct packet *p, __u8 type)
 {
 	if (p->family == 4)
-		return type == ICMP_ECHO ? ICMP_ECHOREPLY : type == ICMP_ECHOREPLY ? ICMP_ECHO : type;
+		return type == ICMP_ECHO      ? ICMP_ECHOREPLY :
+		       type == ICMP_ECHOREPLY ? ICMP_ECHO :
+						type;
 	return type == ICMPV6_ECHO_REQUEST ? ICMPV6_ECHO_REPLY :
 	       type == ICMPV6_ECHO_REPLY   ? ICMPV6_ECHO_REQUEST :
 					     type;
@@ -231,8 +233,8 @@ static __always_inline void read_ipv4(struct cursor *c, struct packet *p, enum r
 	fragment = bpf_ntohs(ip->frag_off);
 	if (fragment & 0x1fff)
 		return unknown_service(p, ip->protocol, REASON_FRAGMENT);
-	read_transport(c, p, ip->protocol,
-		       fragment & 0x2000 ? REASON_FRAGMENT : REASON_TRUNCATED, r);
+	read_transport(c, p, ip->protocol, fragment & 0x2000 ? REASON_FRAGMENT : REASON_TRUNCATED,
+		       r);
 }
 
 /*

@@ -10,14 +10,10 @@ int vethwall_xdp(struct xdp_md *ctx)
 {
 	void *data = (void *)(long)ctx->data;
 	void *end = (void *)(long)ctx->data_end;
-	__u32 ifindex = ctx->ingress_ifindex;
-	struct policy *policy = bpf_map_lookup_elem(&devices, &ifindex);
-	struct verdict v = { .reason = REASON_NO_POLICY };
 
-	if (policy)
-		v = judge_frame(&policy->table[EGRESS], data, end);
-	count(ifindex, EGRESS, v, end - data);
-	return v.reason == REASON_PASS ? XDP_PASS : XDP_DROP;
+	if (judge_frame(ctx->ingress_ifindex, EGRESS, data, end) == REASON_PASS)
+		return XDP_PASS;
+	return XDP_DROP;
 }
 
 char _license[] SEC("license") = "Dual MIT/GPL";

@@ -14,7 +14,7 @@ import (
 )
 
 // ruleSlots is RULE_SLOTS of bpf/maps.h: the last slot counts all rules that have none of their own.
-const ruleSlots = 64
+const ruleSlots = 32
 
 // Tables is a policy as the programs in bpf/ read it: trees of nodes, whose positions are counted
 // from 1 until they are placed. It is immutable.
@@ -134,8 +134,9 @@ func (t *Tables) slotted(s policy.Stack, dir policy.Direction) []slottedRule {
 			out = append(out, slottedRule{
 				source: i, verb: r.Verb, slot: slot,
 				services: serviceSpans(r.Match.What),
-				peers:    r.Match.Peers,
-				notIP:    r.Match.What.Kind == policy.All && r.Match.Peers.Any(),
+				// Clipped, so that joining appends to a copy: the policy is not ours.
+				peers: policy.Peers{Ranges: slices.Clip(r.Match.Peers.Ranges), Groups: slices.Clip(r.Match.Peers.Groups)},
+				notIP: r.Match.What.Kind == policy.All && r.Match.Peers.Any(),
 			})
 		}
 	}
@@ -147,8 +148,8 @@ func (t *Tables) slotted(s policy.Stack, dir policy.Direction) []slottedRule {
 		a.notIP = a.notIP || b.notIP
 	})
 	return joinRules(out, func(r slottedRule) string { return fmt.Sprint("s", r.services, r.peers.Any()) }, func(a *slottedRule, b slottedRule) {
-		a.peers.Ranges = append(slices.Clip(a.peers.Ranges), b.peers.Ranges...)
-		a.peers.Groups = append(slices.Clip(a.peers.Groups), b.peers.Groups...)
+		a.peers.Ranges = append(a.peers.Ranges, b.peers.Ranges...)
+		a.peers.Groups = append(a.peers.Groups, b.peers.Groups...)
 	})
 }
 

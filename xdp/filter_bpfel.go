@@ -15,16 +15,23 @@ import (
 
 type filterCounterBlock struct {
 	_      structs.HostLayout
-	Reason [2][32]struct {
+	Reason [2][16]struct {
 		_       structs.HostLayout
 		Packets uint64
 		Bytes   uint64
 	}
-	Rule [64]struct {
+	Rule [32]struct {
 		_       structs.HostLayout
 		Packets uint64
 		Bytes   uint64
 	}
+}
+
+type filterDevice struct {
+	_        structs.HostLayout
+	Ifindex  uint32
+	Policy   uint16
+	Counters uint16
 }
 
 type filterNode struct {
@@ -65,11 +72,13 @@ type filterTable struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	filterMapContainers   = "containers"
-	filterMapCounters     = "counters"
-	filterMapDevices      = "devices"
-	filterMapNodes        = "nodes"
-	filterProgVethwallXdp = "vethwall_xdp"
+	filterMapContainers     = "containers"
+	filterMapCounters       = "counters"
+	filterMapDeviceOverflow = "device_overflow"
+	filterMapDevices        = "devices"
+	filterMapNodes          = "nodes"
+	filterMapPolicies       = "policies"
+	filterProgVethwallXdp   = "vethwall_xdp"
 )
 
 // loadFilter returns the embedded CollectionSpec for filter.
@@ -121,10 +130,12 @@ type filterProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type filterMapSpecs struct {
-	Containers *ebpf.MapSpec `ebpf:"containers"`
-	Counters   *ebpf.MapSpec `ebpf:"counters"`
-	Devices    *ebpf.MapSpec `ebpf:"devices"`
-	Nodes      *ebpf.MapSpec `ebpf:"nodes"`
+	Containers     *ebpf.MapSpec `ebpf:"containers"`
+	Counters       *ebpf.MapSpec `ebpf:"counters"`
+	DeviceOverflow *ebpf.MapSpec `ebpf:"device_overflow"`
+	Devices        *ebpf.MapSpec `ebpf:"devices"`
+	Nodes          *ebpf.MapSpec `ebpf:"nodes"`
+	Policies       *ebpf.MapSpec `ebpf:"policies"`
 }
 
 // filterVariableSpecs contains global variables before they are loaded into the kernel.
@@ -153,18 +164,22 @@ func (o *filterObjects) Close() error {
 //
 // It can be passed to loadFilterObjects or ebpf.CollectionSpec.LoadAndAssign.
 type filterMaps struct {
-	Containers *ebpf.Map `ebpf:"containers"`
-	Counters   *ebpf.Map `ebpf:"counters"`
-	Devices    *ebpf.Map `ebpf:"devices"`
-	Nodes      *ebpf.Map `ebpf:"nodes"`
+	Containers     *ebpf.Map `ebpf:"containers"`
+	Counters       *ebpf.Map `ebpf:"counters"`
+	DeviceOverflow *ebpf.Map `ebpf:"device_overflow"`
+	Devices        *ebpf.Map `ebpf:"devices"`
+	Nodes          *ebpf.Map `ebpf:"nodes"`
+	Policies       *ebpf.Map `ebpf:"policies"`
 }
 
 func (m *filterMaps) Close() error {
 	return _FilterClose(
 		m.Containers,
 		m.Counters,
+		m.DeviceOverflow,
 		m.Devices,
 		m.Nodes,
+		m.Policies,
 	)
 }
 

@@ -43,7 +43,10 @@ func (r *runner) use(t *Tables) {
 			r.t.Fatal(err)
 		}
 	}
-	if err := r.k.Devices.Put(uint32(loIndex), p); err != nil {
+	if err := r.k.Policies.Put(uint32(1), p); err != nil {
+		r.t.Fatal(err)
+	}
+	if err := r.k.Devices.Put(uint32(loIndex), filterDevice{Ifindex: loIndex, Policy: 1}); err != nil {
 		r.t.Fatal(err)
 	}
 }
@@ -52,7 +55,7 @@ func (r *runner) use(t *Tables) {
 func (r *runner) run(frame []byte) (reason policy.Reason, slot int) {
 	r.t.Helper()
 	zero := make([]filterCounterBlock, ebpf.MustPossibleCPU())
-	if err := r.k.Counters.Put(uint32(loIndex), zero); err != nil {
+	if err := r.k.Counters.Put(uint32(0), zero); err != nil {
 		r.t.Fatal(err)
 	}
 	action, err := r.k.VethwallXdp.Run(&ebpf.RunOptions{Data: frame, DataOut: make([]byte, len(frame)+256)})
@@ -60,7 +63,7 @@ func (r *runner) run(frame []byte) (reason policy.Reason, slot int) {
 		r.t.Fatal(err)
 	}
 	var blocks []filterCounterBlock
-	if err := r.k.Counters.Lookup(uint32(loIndex), &blocks); err != nil {
+	if err := r.k.Counters.Lookup(uint32(0), &blocks); err != nil {
 		r.t.Fatal(err)
 	}
 	found := 0

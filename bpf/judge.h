@@ -8,11 +8,13 @@
 /*
  * A cell is a verdict: bit 31, the rule's slot of the counter block << 8, the reason.
  * REASON_UNREADABLE stands for the reason for which the packet could not be read.
- * Without bit 31, what a services tree holds is a class and what a peers6 tree holds is the root
- * of the tree for the next 32 bits of the address (SUBTREE) or a class.
+ * Without bit 31, what a services tree holds is a class, or the first node of a table of what
+ * each of the 65,536 services of a protocol has (TABLE); what a peers6 tree holds is a class, or the
+ * root of the tree for the next 32 bits of the address (SUBTREE).
  */
 #define CELL (1u << 31)
 #define SUBTREE (1u << 30)
+#define TABLE (1u << 30)
 #define REASON_UNREADABLE 0xff
 #define CELL_NO_POLICY (CELL | REASON_NO_POLICY)
 
@@ -20,6 +22,20 @@ struct verdict {
 	__u8 reason;
 	__u8 rule; /* slot, where reason is REASON_RULE */
 };
+
+static __always_inline __u32 find_service(const struct table *t, __u32 service)
+{
+	__u32 found = find(t->services, service, CELL_NO_POLICY);
+	const __u32 *row;
+	__u32 index;
+
+	if ((found & (CELL | TABLE)) != TABLE)
+		return found;
+	/* A node of such a table is 32 numbers. */
+	index = (found & ~TABLE) + ((service & 0xffff) >> 5);
+	row = bpf_map_lookup_elem(&nodes, &index);
+	return row ? row[service & 31] : CELL_NO_POLICY;
+}
 
 static __always_inline __u32 find_peer(const struct table *t, const struct packet *p)
 {
@@ -41,7 +57,7 @@ static __always_inline struct verdict judge(const struct table *t, const struct 
 
 	if (p->builtin)
 		return v;
-	cell = find(t->services, p->service, CELL_NO_POLICY);
+	cell = find_service(t, p->service);
 	if (!(cell & CELL)) {
 		__u32 peer = find_peer(t, p);
 

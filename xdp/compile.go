@@ -20,6 +20,7 @@ const ruleSlots = 32
 // from 1 until they are placed. It is immutable.
 type Tables struct {
 	nodes []filterNode
+	flat  map[int]bool // positions in nodes that hold no links
 	table [2]filterTable
 	// Rules names the counter slots, in the order of the slots.
 	Rules []string
@@ -34,14 +35,14 @@ func Compile(s policy.Stack) (*Tables, error) {
 		return nil, err
 	}
 	t := &Tables{}
-	f := &forest{seen: map[string]uint32{}}
+	f := &forest{seen: map[string]uint32{}, flat: map[int]bool{}}
 	rules := t.slotted(s, policy.Egress)
 	table, err := compileDirection(f, s, rules, policy.Egress)
 	if err != nil {
 		return nil, err
 	}
 	t.table[policy.Egress] = table
-	t.nodes = f.nodes
+	t.nodes, t.flat = f.nodes, f.flat
 	t.seal()
 	return t, nil
 }
@@ -279,6 +280,9 @@ func (t *Tables) place(first uint32) (filterPolicy, []filterNode) {
 	nodes := slices.Clone(t.nodes)
 	for i := range nodes {
 		n := &nodes[i]
+		if t.flat[i] {
+			continue
+		}
 		if n.Child != 0 {
 			n.Child = rebase(n.Child)
 			continue

@@ -160,7 +160,25 @@ func (c *compiler) services() ([]interval, error) {
 	for _, s := range segments {
 		out = append(out, interval{s.last.word(3), c.value(c.rows[s.class])})
 	}
-	return append(out, c.unknowns(segments)...), nil
+	return append(c.tabled(mergeIntervals(out)), c.unknowns(segments)...), nil
+}
+
+// tabled puts a table in the place of a protocol's intervals where they are too many.
+func (c *compiler) tabled(iv []interval) []interval {
+	var out []interval
+	for proto := range uint32(256) {
+		end := proto<<16 | 0xffff
+		n := slices.IndexFunc(iv, func(v interval) bool { return v.last >= end })
+		part := append(slices.Clone(iv[:n]), interval{end, iv[n].val})
+		if len(part) > tableLimit {
+			part = []interval{{end, c.forest.table(part) | tableBit}}
+		}
+		out = append(out, part...)
+		if iv = iv[n:]; iv[0].last == end {
+			iv = iv[1:]
+		}
+	}
+	return out
 }
 
 // row judges a service that is in the spans of rules, for every class of peers that they name.

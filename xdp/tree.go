@@ -6,6 +6,7 @@ import "errors"
 const (
 	cellBit    = 1 << 31
 	subtreeBit = 1 << 30
+	tableBit   = 1 << 30
 	fanout     = 16
 	maxLevels  = 4
 )
@@ -20,6 +21,8 @@ type interval struct{ last, val uint32 }
 // no node; place makes them indexes of the kernel's map.
 type forest struct {
 	nodes []filterNode
+	// flat are the positions of nodes that are parts of tables: numbers without links.
+	flat map[int]bool
 	// seen finds a tree that is there already by its intervals.
 	seen map[string]uint32
 }
@@ -49,6 +52,31 @@ func (f *forest) tree(iv []interval) (uint32, error) {
 	root := uint32(len(f.nodes))
 	f.seen[key] = root
 	return root, nil
+}
+
+// tableLimit is how many intervals a protocol's services may have in the tree; more would take a fourth level,
+// and 64 bytes a rule are enough for a table by then.
+const tableLimit = fanout * fanout * fanout
+
+// table adds what each of 65,536 services has, 32 to a node, and returns the first node. iv are the intervals
+// of one protocol, whose keys agree in all but the last 16 bits.
+func (f *forest) table(iv []interval) uint32 {
+	first := uint32(len(f.nodes)) + 1
+	vals := make([]uint32, 0, 1<<16)
+	for _, v := range iv {
+		for len(vals) <= int(v.last&0xffff) {
+			vals = append(vals, v.val)
+		}
+	}
+	for i := 0; i < len(vals); i += 32 {
+		var n filterNode
+		copy(n.Key[:], vals[i:i+15])
+		n.Child = vals[i+15]
+		copy(n.Val[:], vals[i+16:i+32])
+		f.flat[len(f.nodes)] = true
+		f.nodes = append(f.nodes, n)
+	}
+	return first
 }
 
 // parents puts level into the forest and returns the level above it.

@@ -17,6 +17,7 @@ import (
 
 // commands is every command, in the order of help. Each stands in the file of its name.
 var commands = []func(*env) *cobra.Command{
+	checkCommand,
 	doctorCommand,
 	versionCommand,
 	completionCommand,

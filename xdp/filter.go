@@ -1,0 +1,209 @@
+// Package xdp is what the kernel runs: it compiles policies into the maps of the programs in bpf/, attaches
+// them to veths by pinned links, keeps records of containers beside them, and reads all of it back.
+//
+// The kernel is the only database: a new process finds everything under a directory of a bpffs. The
+// package finds the veths of a network namespace, but knows nothing of Docker.
+package xdp
+
+import (
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/btf"
+	"github.com/cilium/ebpf/link"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+//go:generate go tool bpf2go -cc clang-16 -strip llvm-strip-16 -target bpfel -go-package xdp -type node -type table -type policy -type device -type counter_block -type record_key -type record_part filter ../bpf/xdp.c -- -O2 -mcpu=v3 -Wall -Werror -I/usr/include/x86_64-linux-gnu
+
+// DefaultDir is where everything is pinned unless the user says otherwise.
+const DefaultDir = "/sys/fs/bpf/vethwall"
+
+// ErrBusy is returned by Open while another process has the directory open.
+var ErrBusy = errors.New("another vethwall agent runs on this host")
+
+// Filter is the data plane under one directory, open for change. It is not safe for concurrent use.
+//
+// Below the directory stand links/ with a pinned link for each hook, and a directory named by the layout of
+// the maps, so that two versions of the program never share maps that differ.
+type Filter struct {
+	dir  string
+	lock *os.File
+	objs filterObjects
+	maps *pool
+	// links are our pinned links by ifindex. Their file descriptors stay open, so that a filter stays
+	// when somebody removes its pin.
+	links map[int]*pinnedLink
+}
+
+// Open loads the programs, and creates or adopts the maps and links under dir, which must be on a bpffs. Links
+// that are there keep the program that they have until Attach names their device. The caller closes; closing
+// changes nothing in the kernel. ErrBusy: dir is open elsewhere.
+func Open(dir string) (*Filter, error) {
+	lock, err := lockDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	f := &Filter{dir: dir, lock: lock}
+	if err := f.load(); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+func (f *Filter) load() error {
+	spec, err := loadFilter()
+	if err != nil {
+		return err
+	}
+	maps := mapsDir(f.dir, spec)
+	for _, d := range []string{maps, f.linksDir()} {
+		if err := os.MkdirAll(d, 0o700); err != nil {
+			return fmt.Errorf("%w; is %s on a bpffs?", err, f.dir)
+		}
+	}
+	for _, m := range spec.Maps {
+		m.Pinning = ebpf.PinByName
+	}
+	if err := spec.LoadAndAssign(&f.objs, &ebpf.CollectionOptions{Maps: ebpf.MapOptions{PinPath: maps}}); err != nil {
+		return fmt.Errorf("load the filter: %w", err)
+	}
+	if f.maps, err = newPool(&f.objs); err != nil {
+		return err
+	}
+	return f.adopt()
+}
+
+// Close releases what the process holds. Filters stay in force.
+func (f *Filter) Close() {
+	for _, l := range f.links {
+		_ = l.Close()
+	}
+	_ = f.objs.Close()
+	_ = f.lock.Close()
+}
+
+// lockDir creates dir and takes it for this process alone. The lock ends with the process.
+func lockDir(dir string) (*os.File, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("%w; is it on a bpffs? see vethwall doctor", err)
+	}
+	d, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(d.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		_ = d.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, ErrBusy
+		}
+		return nil, fmt.Errorf("lock %s: %w", dir, err)
+	}
+	return d, nil
+}
+
+// mapsDir names the directory of the maps by a hash of their layout: cilium/ebpf calls a pinned map compatible
+// by type, sizes and flags only, and a struct whose fields moved would pass.
+func mapsDir(dir string, spec *ebpf.CollectionSpec) string {
+	h := sha256.New()
+	var names []string
+	for name := range spec.Maps {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	for _, name := range names {
+		m := spec.Maps[name]
+		fmt.Fprintln(h, name, m.Type, m.KeySize, m.ValueSize, m.MaxEntries, m.Flags)
+		for _, t := range []btf.Type{m.Key, m.Value} {
+			fields, _ := new(btf.GoFormatter).TypeDeclaration("t", t)
+			fmt.Fprintln(h, fields)
+		}
+	}
+	return filepath.Join(dir, fmt.Sprintf("maps-%x", h.Sum(nil)[:6]))
+}
+
+func (f *Filter) linksDir() string { return filepath.Join(f.dir, "links") }
+
+// Retire removes the maps of other versions. Programs that still use them keep them in being; call it once
+// every device has its policy in the maps of this version.
+func (f *Filter) Retire() error {
+	spec, err := loadFilter()
+	if err != nil {
+		return err
+	}
+	dirs, err := filepath.Glob(filepath.Join(f.dir, "maps-*"))
+	if err != nil {
+		return err
+	}
+	for _, d := range dirs {
+		if d != mapsDir(f.dir, spec) {
+			err = errors.Join(err, os.RemoveAll(d))
+		}
+	}
+	return err
+}
+
+// Uninstall takes everything under dir out of the kernel, whatever state it is in, and removes dir.
+// ErrBusy while an agent runs.
+func Uninstall(dir string) error {
+	if _, err := os.Stat(dir); errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	lock, err := lockDir(dir)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	raiseDowned(dir)
+	pins, _ := filepath.Glob(filepath.Join(dir, "links", "*"))
+	for _, pin := range pins {
+		// Removing the pin of a link ends it too, but some time later.
+		if l, err := link.LoadPinnedLink(pin, nil); err == nil {
+			_ = l.Detach()
+			_ = l.Close()
+		}
+	}
+	if err := os.RemoveAll(dir); err != nil {
+		return fmt.Errorf("remove %s: %w", dir, err)
+	}
+	return nil
+}
+
+// raiseDowned sets up again what Shut set down, as far as the maps still tell.
+func raiseDowned(dir string) {
+	pins, _ := filepath.Glob(filepath.Join(dir, "maps-*", "devices"))
+	for _, pin := range pins {
+		m, err := ebpf.LoadPinnedMap(pin, nil)
+		if err != nil {
+			continue
+		}
+		_ = readArray(m, func(_ uint32, d filterDevice) {
+			own, _ := handPins(dir, int(d.Ifindex))
+			if _, err := os.Lstat(own); d.Ifindex != 0 && d.Policy == 0 && errors.Is(err, os.ErrNotExist) {
+				_ = setLink(int(d.Ifindex), netlink.LinkSetUp) // its filter, if any, is gone by now anyway
+			}
+		})
+		_ = m.Close()
+	}
+}
+
+// grace is how long after its last use a part of the maps may still be read by a program that runs: far
+// longer than a program can take.
+const grace = time.Second
+
+// synchronize returns when no program still runs that began before the call (membarrier(2): the kernel's
+// synchronize_rcu).
+func synchronize() {
+	const global = 1
+	if _, _, errno := unix.Syscall(unix.SYS_MEMBARRIER, global, 0, 0); errno != 0 {
+		time.Sleep(grace)
+	}
+}

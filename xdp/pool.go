@@ -1,0 +1,274 @@
+package xdp
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/cilium/ebpf"
+)
+
+// pool gives out the parts of the maps: nodes and policies, counter blocks, entries of devices. What it knows it has
+// read from the maps, so a new process goes on where another ended.
+type pool struct {
+	objs     *filterObjects
+	devices  map[int]filterDevice // by ifindex
+	policies map[uint16]filterPolicy
+	// unused policies and since when. They are freed a grace later: a program may be reading them.
+	unused map[uint16]time.Time
+}
+
+// deviceSlots is DEVICE_SLOTS of bpf/maps.h.
+const deviceSlots = 16384
+
+func newPool(objs *filterObjects) (*pool, error) {
+	p := &pool{objs: objs, devices: map[int]filterDevice{}, policies: map[uint16]filterPolicy{}, unused: map[uint16]time.Time{}}
+	err := readArray(objs.Devices, func(_ uint32, d filterDevice) {
+		if d.Ifindex != 0 {
+			p.devices[int(d.Ifindex)] = d
+		}
+	})
+	if err != nil {
+		return nil, err
+	}
+	var ifindex uint32
+	var d filterDevice
+	it := objs.DeviceOverflow.Iterate()
+	for it.Next(&ifindex, &d) {
+		p.devices[int(ifindex)] = d
+	}
+	if err := it.Err(); err != nil {
+		return nil, fmt.Errorf("read map device_overflow: %w", err)
+	}
+	err = readArray(objs.Policies, func(id uint32, pol filterPolicy) {
+		if id > 0 && pol.NumNodes > 0 {
+			p.policies[uint16(id)] = pol
+		}
+	})
+	if err != nil {
+		return nil, err
+	}
+	for id := range p.policies {
+		if !p.inUse(id) {
+			p.unused[id] = time.Now()
+		}
+	}
+	return p, nil
+}
+
+// readArray calls f for every element of an array map.
+func readArray[T any](m *ebpf.Map, f func(uint32, T)) error {
+	const batch = 1024
+	keys, values := make([]uint32, batch), make([]T, batch)
+	var cursor ebpf.MapBatchCursor
+	for {
+		n, err := m.BatchLookup(&cursor, keys, values, nil)
+		for i := range n {
+			f(keys[i], values[i])
+		}
+		if errors.Is(err, ebpf.ErrKeyNotExist) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("read %s: %w", m, err)
+		}
+	}
+}
+
+func (p *pool) inUse(id uint16) bool {
+	for _, d := range p.devices {
+		if d.Policy == id {
+			return true
+		}
+	}
+	return false
+}
+
+// setPolicy puts t into force for a device: old policy or new, nothing in between. Its counters begin
+// anew when the policy is another.
+func (p *pool) setPolicy(ifindex int, t *Tables) error {
+	id, err := p.policy(t)
+	if err != nil {
+		return err
+	}
+	d, had := p.devices[ifindex]
+	if had && d.Policy == id {
+		return nil
+	}
+	old := d.Policy
+	if !had {
+		if d.Counters, err = p.block(); err != nil {
+			return err
+		}
+	}
+	if err := p.clear(d.Counters); err != nil {
+		return err
+	}
+	d.Ifindex, d.Policy = uint32(ifindex), id
+	if err := p.putDevice(d); err != nil {
+		return err
+	}
+	p.devices[ifindex] = d
+	delete(p.unused, id)
+	if had && old != 0 && !p.inUse(old) {
+		p.unused[old] = time.Now()
+	}
+	return nil
+}
+
+// isShut reports whether a device has the policy that lets nothing pass. Without a link it was set down.
+func (p *pool) isShut(ifindex int) bool {
+	d, ok := p.devices[ifindex]
+	return ok && d.Policy == 0
+}
+
+// remove forgets a device. From here on a program on it drops everything.
+func (p *pool) remove(ifindex int) error {
+	d, ok := p.devices[ifindex]
+	if !ok {
+		return nil
+	}
+	slot := d.Ifindex % deviceSlots
+	var in filterDevice
+	if err := p.objs.Devices.Lookup(slot, &in); err != nil {
+		return fmt.Errorf("read map devices: %w", err)
+	}
+	var err error
+	if in.Ifindex == d.Ifindex {
+		err = p.objs.Devices.Put(slot, filterDevice{})
+	} else if err = p.objs.DeviceOverflow.Delete(d.Ifindex); errors.Is(err, ebpf.ErrKeyNotExist) {
+		err = nil
+	}
+	if err != nil {
+		return fmt.Errorf("remove ifindex %d: %w", ifindex, err)
+	}
+	delete(p.devices, ifindex)
+	if d.Policy != 0 && !p.inUse(d.Policy) {
+		p.unused[d.Policy] = time.Now()
+	}
+	return nil
+}
+
+func (p *pool) putDevice(d filterDevice) error {
+	slot := d.Ifindex % deviceSlots
+	var in filterDevice
+	err := p.objs.Devices.Lookup(slot, &in)
+	if err == nil && (in.Ifindex == 0 || in.Ifindex == d.Ifindex) && !p.overflown(d.Ifindex) {
+		err = p.objs.Devices.Put(slot, d)
+	} else if err == nil {
+		err = p.objs.DeviceOverflow.Put(d.Ifindex, d)
+	}
+	if err != nil {
+		return fmt.Errorf("policy of ifindex %d: %w", d.Ifindex, err)
+	}
+	return nil
+}
+
+// overflown reports whether a device stands in device_overflow. It stays there: two entries would have to
+// be changed at once to move it.
+func (p *pool) overflown(ifindex uint32) bool {
+	var d filterDevice
+	return p.objs.DeviceOverflow.Lookup(ifindex, &d) == nil
+}
+
+// policy returns the id of t in the kernel, which it puts there unless an equal one is.
+func (p *pool) policy(t *Tables) (uint16, error) {
+	if len(t.nodes) == 0 {
+		return 0, nil // closed
+	}
+	for id, pol := range p.policies {
+		if pol.Digest == t.digest {
+			return id, nil
+		}
+	}
+	id, first, err := p.room(len(t.nodes))
+	if err != nil {
+		p.free(time.Now().Add(2 * grace)) // all that is unused, for synchronize has waited
+		if id, first, err = p.room(len(t.nodes)); err != nil {
+			return 0, err
+		}
+	}
+	pol, nodes := t.place(first)
+	keys := make([]uint32, len(nodes))
+	for i := range keys {
+		keys[i] = first + uint32(i)
+	}
+	if _, err := p.objs.Nodes.BatchUpdate(keys, nodes, nil); err != nil {
+		return 0, fmt.Errorf("write map nodes: %w", err)
+	}
+	if err := p.objs.Policies.Put(uint32(id), pol); err != nil {
+		return 0, fmt.Errorf("write map policies: %w", err)
+	}
+	p.policies[id] = pol
+	p.unused[id] = time.Now() // until a device has it
+	return id, nil
+}
+
+// room finds a free id and n free nodes one after the other.
+func (p *pool) room(n int) (id uint16, first uint32, err error) {
+	for id = 1; uint32(id) < p.objs.Policies.MaxEntries(); id++ {
+		if _, used := p.policies[id]; !used {
+			break
+		}
+	}
+	if uint32(id) >= p.objs.Policies.MaxEntries() {
+		return 0, 0, fmt.Errorf("no room for another distinct policy: %d are in use", len(p.policies))
+	}
+	used := make([]filterPolicy, 0, len(p.policies))
+	for _, pol := range p.policies {
+		used = append(used, pol)
+	}
+	slices.SortFunc(used, func(a, b filterPolicy) int { return int(a.FirstNode) - int(b.FirstNode) })
+	first = 1
+	for _, pol := range used {
+		if pol.FirstNode-first >= uint32(n) {
+			return id, first, nil
+		}
+		first = pol.FirstNode + pol.NumNodes
+	}
+	if p.objs.Nodes.MaxEntries()-first < uint32(n) {
+		return 0, 0, fmt.Errorf("no room for a policy of %d nodes: the rules of all containers together are too many", n)
+	}
+	return id, first, nil
+}
+
+// free gives back the policies that have been unused for a grace at the time now.
+func (p *pool) free(now time.Time) {
+	synchronized := false
+	for id, since := range p.unused {
+		if now.Sub(since) < grace {
+			continue
+		}
+		if !synchronized {
+			synchronize()
+			synchronized = true
+		}
+		if p.objs.Policies.Put(uint32(id), filterPolicy{}) == nil {
+			delete(p.policies, id)
+			delete(p.unused, id)
+		}
+	}
+}
+
+// block finds a counter block that no device has. Block 0 is everybody's.
+func (p *pool) block() (uint16, error) {
+	used := map[uint16]bool{0: true}
+	for _, d := range p.devices {
+		used[d.Counters] = true
+	}
+	for b := uint32(1); b < p.objs.Counters.MaxEntries(); b++ {
+		if !used[uint16(b)] {
+			return uint16(b), nil
+		}
+	}
+	return 0, fmt.Errorf("no room for another filtered interface: %d have one", len(p.devices))
+}
+
+func (p *pool) clear(block uint16) error {
+	zero := make([]filterCounterBlock, ebpf.MustPossibleCPU())
+	if err := p.objs.Counters.Put(uint32(block), zero); err != nil {
+		return fmt.Errorf("clear counters: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,213 @@
+package xdp
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"github.com/vishvananda/netlink"
+
+	"github.com/vethwall/vethwall/policy"
+)
+
+// ErrNothing is returned by OpenReader where no agent has ever run.
+var ErrNothing = errors.New("vethwall is not in the kernel: no agent has run since the host started")
+
+// Reader reads back what is in the kernel, beside an agent or without one.
+type Reader struct {
+	dir  string
+	maps filterMaps
+}
+
+// OpenReader opens the maps of this version under dir. The caller closes.
+func OpenReader(dir string) (*Reader, error) {
+	spec, err := loadFilter()
+	if err != nil {
+		return nil, err
+	}
+	r := &Reader{dir: dir}
+	maps := mapsDir(dir, spec)
+	if _, err := os.Stat(maps); errors.Is(err, os.ErrNotExist) {
+		if others, _ := filepath.Glob(filepath.Join(dir, "maps-*")); len(others) > 0 {
+			return nil, fmt.Errorf("the kernel holds the filter of another version of vethwall; use that version's command, or start this version's agent")
+		}
+		return nil, ErrNothing
+	}
+	for name, m := range map[string]**ebpf.Map{
+		"devices": &r.maps.Devices, "device_overflow": &r.maps.DeviceOverflow, "counters": &r.maps.Counters, "containers": &r.maps.Containers,
+	} {
+		if *m, err = ebpf.LoadPinnedMap(filepath.Join(maps, name), &ebpf.LoadPinOptions{ReadOnly: true}); err != nil {
+			r.Close()
+			return nil, fmt.Errorf("open map %s: %w", name, err)
+		}
+	}
+	return r, nil
+}
+
+// Close releases the maps.
+func (r *Reader) Close() { _ = r.maps.Close() }
+
+// AgentRuns reports whether an agent holds dir.
+func AgentRuns(dir string) bool {
+	lock, err := lockDir(dir)
+	if err == nil {
+		_ = lock.Close()
+	}
+	return errors.Is(err, ErrBusy)
+}
+
+// Records are the records that the agent keeps, by container id; nil for one that is damaged.
+func (r *Reader) Records() (map[string][]byte, error) { return readRecords(r.maps.Containers) }
+
+// Hook is a program that is attached to a device, as the kernel says.
+type Hook struct {
+	Direction string `json:"direction"` // "egress": what the container sends
+	Type      string `json:"type"`      // "xdp"
+	Mode      string `json:"mode"`      // "generic", "native"
+	ProgramID uint32 `json:"program_id"`
+	LinkID    uint32 `json:"link_id"`
+	// ByHand names a program that `vethwall attach` put there in place of the policy.
+	ByHand string `json:"by_hand,omitempty"`
+}
+
+// Device is what the kernel says of a device.
+type Device struct {
+	Name    string
+	Up      bool
+	Hooks   []Hook // ours
+	Closed  bool   // its policy is the quarantine
+	HasRule bool   // it has a policy
+	// Foreign is the id of an XDP program that is not ours, 0 for none.
+	Foreign uint32
+	Counts  []Count
+}
+
+// Count is how often there was one verdict. Slot is the rule's counter slot, for ByRule only.
+type Count struct {
+	Direction policy.Direction
+	Reason    policy.Reason
+	Slot      int
+	Packets   uint64
+	Bytes     uint64 // layer 2
+}
+
+// Device reads back one device. An error means that there is no such device.
+func (r *Reader) Device(ifindex int) (Device, error) {
+	l, err := netlink.LinkByIndex(ifindex)
+	if err != nil {
+		return Device{}, fmt.Errorf("ifindex %d: %w", ifindex, err)
+	}
+	d := Device{Name: l.Attrs().Name, Up: l.Attrs().Flags&1 != 0}
+	mode, program := attachedXDP(l)
+	for _, suffix := range []string{suffixXDP, suffixByHand} {
+		if h, ok := readHook(filepath.Join(r.dir, "links", strconv.Itoa(ifindex)+suffix), ifindex); ok {
+			h.Mode = mode
+			d.Hooks = append(d.Hooks, h)
+		}
+	}
+	if program != 0 && (len(d.Hooks) == 0 || d.Hooks[0].ProgramID != program) {
+		d.Foreign = program
+	}
+	entry, ok := r.entry(ifindex)
+	if !ok {
+		return d, nil
+	}
+	d.HasRule, d.Closed = true, entry.Policy == 0
+	d.Counts, err = r.counts(entry.Counters)
+	return d, err
+}
+
+// attachedXDP is the mode and id of the program in the XDP slot, 0 for none.
+func attachedXDP(l netlink.Link) (mode string, program uint32) {
+	const (
+		driver  = 1 // XDP_ATTACHED_DRV
+		generic = 2 // XDP_ATTACHED_SKB
+	)
+	x := l.Attrs().Xdp
+	if x == nil || !x.Attached {
+		return "", 0
+	}
+	switch x.AttachMode {
+	case driver:
+		mode = string(Native)
+	case generic:
+		mode = string(Generic)
+	}
+	return mode, x.ProgId
+}
+
+func readHook(pin string, ifindex int) (Hook, bool) {
+	l, err := link.LoadPinnedLink(pin, nil)
+	if err != nil {
+		return Hook{}, false
+	}
+	defer l.Close()
+	info, err := l.Info()
+	if err != nil || deviceOf(l) != ifindex {
+		return Hook{}, false
+	}
+	h := Hook{Direction: policy.Egress.String(), Type: "xdp", ProgramID: uint32(info.Program), LinkID: uint32(info.ID)}
+	if pin[len(pin)-len(suffixByHand):] == suffixByHand {
+		h.ByHand = programName(info.Program)
+	}
+	return h, true
+}
+
+// programName is the name of a loaded program, or its number where that is hidden from us.
+func programName(id ebpf.ProgramID) string {
+	name := fmt.Sprintf("program %d", id)
+	p, err := ebpf.NewProgramFromID(id)
+	if err != nil {
+		return name
+	}
+	defer p.Close()
+	if info, err := p.Info(); err == nil && info.Name != "" {
+		name = info.Name
+	}
+	return name
+}
+
+func (r *Reader) entry(ifindex int) (filterDevice, bool) {
+	var d filterDevice
+	slot := uint32(ifindex) % deviceSlots
+	if r.maps.Devices.Lookup(slot, &d) == nil && d.Ifindex == uint32(ifindex) {
+		return d, true
+	}
+	err := r.maps.DeviceOverflow.Lookup(uint32(ifindex), &d)
+	return d, err == nil
+}
+
+// counts sums a counter block over all processors; what never happened is left out.
+func (r *Reader) counts(block uint16) ([]Count, error) {
+	var cpus []filterCounterBlock
+	if err := r.maps.Counters.Lookup(uint32(block), &cpus); err != nil {
+		return nil, fmt.Errorf("read counters: %w", err)
+	}
+	var out []Count
+	add := func(c Count, packets, bytes func(filterCounterBlock) uint64) {
+		for _, cpu := range cpus {
+			c.Packets += packets(cpu)
+			c.Bytes += bytes(cpu)
+		}
+		if c.Packets > 0 {
+			out = append(out, c)
+		}
+	}
+	for dir := range 2 {
+		for reason := range policy.NumReasons {
+			add(Count{Direction: policy.Direction(dir), Reason: reason},
+				func(b filterCounterBlock) uint64 { return b.Reason[dir][reason].Packets },
+				func(b filterCounterBlock) uint64 { return b.Reason[dir][reason].Bytes })
+		}
+	}
+	for slot := range ruleSlots {
+		add(Count{Direction: policy.Egress, Reason: policy.ByRule, Slot: slot},
+			func(b filterCounterBlock) uint64 { return b.Rule[slot].Packets },
+			func(b filterCounterBlock) uint64 { return b.Rule[slot].Bytes })
+	}
+	return out, nil
+}

@@ -1,0 +1,108 @@
+package xdp
+
+import (
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// Veth is the host's end of a veth whose other end is in another network namespace.
+type Veth struct {
+	Index int
+	Name  string
+	// Bridge is the name of the bridge that it is a port of, "" when of none.
+	Bridge string
+	// Received is how many packets the other end has sent.
+	Received uint64
+}
+
+// Veths are the veths of this network namespace by the namespace id (nsid) of their other ends.
+type Veths map[int][]Veth
+
+// ErrOwnNamespace is returned for a container that lives in the host's network namespace: no device is its own.
+var ErrOwnNamespace = errors.New("lives in the host's own network namespace")
+
+// ListVeths asks the kernel for all veths whose peers are in other namespaces.
+func ListVeths() (Veths, error) {
+	links, err := listLinks()
+	if err != nil {
+		return nil, fmt.Errorf("list links: %w", err)
+	}
+	names := map[int]string{}
+	for _, l := range links {
+		names[l.Attrs().Index] = l.Attrs().Name
+	}
+	out := Veths{}
+	for _, l := range links {
+		a := l.Attrs()
+		if l.Type() != "veth" || a.NetNsID < 0 {
+			continue
+		}
+		v := Veth{Index: a.Index, Name: a.Name, Bridge: names[a.MasterIndex]}
+		if a.Statistics != nil {
+			v.Received = a.Statistics.RxPackets
+		}
+		out[a.NetNsID] = append(out[a.NetNsID], v)
+	}
+	return out, nil
+}
+
+// listLinks repeats a dump that the kernel reports as interrupted: it comes with part of the links only.
+func listLinks() (links []netlink.Link, err error) {
+	for range 10 {
+		links, err = netlink.LinkList()
+		if !errors.Is(err, netlink.ErrDumpInterrupted) {
+			return links, err
+		}
+	}
+	return nil, err
+}
+
+// In are the host's ends of the veths of the network namespace at path, a SandboxKey or /proc/PID/ns/net. It is
+// the kernel that pairs them (RTM_GETNSID against IFLA_LINK_NETNSID), not names or numbers that a
+// container could forge, and no thread enters the namespace. ErrOwnNamespace: path is the namespace of
+// this process.
+func (v Veths) In(path string) ([]Veth, error) {
+	ns, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer ns.Close()
+	if err := checkNamespace(ns); err != nil {
+		return nil, err
+	}
+	nsid, err := netlink.GetNetNsIdByFd(int(ns.Fd()))
+	if err != nil {
+		return nil, fmt.Errorf("namespace id of %s: %w", path, err)
+	}
+	if nsid < 0 {
+		return nil, nil // no device of ours has its peer there
+	}
+	return v[nsid], nil
+}
+
+// checkNamespace refuses what is no namespace, such as the plain file over which Docker mounts one, and the one
+// that this thread is in.
+func checkNamespace(ns *os.File) error {
+	var fs unix.Statfs_t
+	if err := unix.Fstatfs(int(ns.Fd()), &fs); err != nil {
+		return err
+	}
+	if fs.Type != unix.NSFS_MAGIC {
+		return fmt.Errorf("%s is not a namespace; in a container, mount its directory with rslave", ns.Name())
+	}
+	var there, here unix.Stat_t
+	if err := unix.Fstat(int(ns.Fd()), &there); err != nil {
+		return err
+	}
+	if err := unix.Stat("/proc/thread-self/ns/net", &here); err != nil {
+		return err
+	}
+	if there.Ino == here.Ino && there.Dev == here.Dev {
+		return ErrOwnNamespace
+	}
+	return nil
+}

@@ -39,6 +39,9 @@ func Stack(labels, imageLabels map[string]string, imageKnown bool) (stack policy
 	}
 	run, img := policy.SplitImage(labels, imageLabels)
 	own, ownAsks, ownErr := policy.Parse(run)
+	if ownErr == nil {
+		ownErr = antispoofed(run, own)
+	}
 	if _, switched := run["xdp.enable"]; switched && !ownAsks {
 		return nil, false, nil, nil
 	}
@@ -103,6 +106,16 @@ func fromImage(err error) error {
 		out = append(out, fmt.Errorf("image label %w", e))
 	}
 	return errors.Join(out...)
+}
+
+// antispoofed refuses a label that asks for antispoof in so many words, which this version cannot enforce.
+// Of a policy nobody can tell any more, because antispoof is the default.
+func antispoofed(labels map[string]string, p policy.Policy) error {
+	value, asks := labels["xdp.antispoof"]
+	if !asks || p.AntispoofOff || len(p.Own) > 0 {
+		return nil
+	}
+	return &policy.LabelError{Key: "xdp.antispoof", Value: value, Problem: "understood, but this version cannot enforce it", Hint: "remove the label"}
 }
 
 // bounded holds the sources together to what each of them is held to by itself.

@@ -59,8 +59,8 @@ test: ## every test layer that this machine can run (root and a Docker engine: a
 test-long: ## the same with more random cases, and for longer
 	VETHWALL_LONG=1 $(TEST) -timeout 60m ./...
 
-bench: ## time per packet and of the hot paths
-	$(GO) test -run '^$$' -bench . -timeout 60m ./...
+bench: ## time per packet and of the hot paths (root); OUT=file keeps the raw figures
+	VETHWALL_BENCH_OUT='$(if $(OUT),$(abspath $(OUT)))' $(GO) test -run '^$$' -bench . -timeout 60m ./...
 
 # The article's programs are compiled as it says, so without BTF. Debian keeps <asm/types.h> in a directory of the
 # machine's architecture; the types and so the objects are the same on all.

@@ -46,8 +46,10 @@ type Container struct {
 	CapAdd     []string // upper case, without CAP_; "ALL" stands for every one
 	Privileged bool
 	Runtime    string // "runc", "io.containerd.kata.v2", ...
-	UsernsMode string // "", or "host" where the engine's user namespace is not used
-	DNS        []string
+	// UserNS: the container lives in a user namespace of its own, by userns-remap or a rootless engine, and its
+	// capabilities mean nothing outside.
+	UserNS bool
+	DNS    []string
 	// Published: a port of the container is published, or will be when it starts.
 	Published bool
 }
@@ -76,7 +78,7 @@ func (c *Client) Inspect(ctx context.Context, id string) (Container, error) {
 	if err != nil {
 		return Container{}, fmt.Errorf("inspect container %.12s: %w", id, err)
 	}
-	if r.ContainerJSONBase == nil || !isID(r.ID) {
+	if r.ContainerJSONBase == nil || r.HostConfig == nil || !isID(r.ID) {
 		return Container{}, fmt.Errorf("inspect container %.12s: the answer describes no container", id)
 	}
 	out := snapshot(r)
@@ -86,6 +88,7 @@ func (c *Client) Inspect(ctx context.Context, id string) (Container, error) {
 	if err := c.setDrivers(ctx, out.Networks); err != nil {
 		return Container{}, fmt.Errorf("look up networks of container %.12s: %w", id, err)
 	}
+	out.UserNS = c.engine.Rootless || c.engine.UserNS && !r.HostConfig.UsernsMode.IsHost()
 	return out, nil
 }
 
@@ -110,7 +113,7 @@ func snapshot(r container.InspectResponse) Container {
 			out.CapAdd = append(out.CapAdd, strings.TrimPrefix(strings.ToUpper(name), "CAP_"))
 		}
 		out.Privileged, out.Runtime = h.Privileged, h.Runtime
-		out.UsernsMode, out.DNS = string(h.UsernsMode), h.DNS
+		out.DNS = h.DNS
 		out.Published = h.PublishAllPorts || len(h.PortBindings) > 0
 	}
 	return out

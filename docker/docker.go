@@ -44,7 +44,8 @@ type api interface {
 // Client is a connection to one run of one engine. Its methods may be called by several goroutines at
 // once, and a slow answer to one call never delays another.
 type Client struct {
-	api api
+	api    api
+	engine Info
 
 	mu      sync.Mutex        // guards the two caches, never held over a request
 	drivers map[string]string // network id -> driver; an id never changes its driver
@@ -67,6 +68,8 @@ func Connect(ctx context.Context) (*Client, error) {
 		c.Close()
 		return nil, err
 	}
+	// An engine, or a socket proxy, that does not say is taken for one without user namespaces, as most are.
+	c.engine, _ = c.Info(ctx)
 	return c, nil
 }
 

@@ -127,7 +127,7 @@ func TestInspect(t *testing.T) {
 
 func TestInspectStates(t *testing.T) {
 	created := docker.Container{ID: id("a"), Name: "new", NetworkMode: "default", Networks: []docker.Endpoint{{Network: "bridge", Driver: "bridge"}}}
-	host := docker.Container{ID: id("b"), Name: "h", NetworkMode: "host", SandboxKey: "/var/run/docker/netns/default", Privileged: true, UsernsMode: "host"}
+	host := docker.Container{ID: id("b"), Name: "h", NetworkMode: "host", SandboxKey: "/var/run/docker/netns/default", Privileged: true}
 	joiner := docker.Container{ID: id("c"), Name: "j", NetworkMode: "container:" + web.ID}
 	gone := docker.Container{ID: id("d"), Name: "g", ImageID: "sha256:" + id("0")}
 	e, ctx := engine(t)

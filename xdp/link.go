@@ -153,9 +153,8 @@ func (f *Filter) live(ifindex int) (*pinnedLink, error) {
 
 // refresh gives a link the program of this version and its pin back, unless a program was attached by hand.
 func (f *Filter) refresh(ifindex int, l *pinnedLink) error {
-	byHand := f.pin(ifindex, suffixByHand)
-	if _, err := os.Lstat(byHand); err == nil {
-		l.path = byHand
+	if f.ByHand(ifindex) {
+		l.path = f.pin(ifindex, suffixByHand)
 		return nil
 	}
 	l.path = f.pin(ifindex, suffixXDP)
@@ -258,4 +257,10 @@ func setLink(ifindex int, set func(netlink.Link) error) error {
 		return fmt.Errorf("set %s up or down: %w", l.Attrs().Name, err)
 	}
 	return nil
+}
+
+// ByHand reports whether a program that `vethwall attach` put there stands in place of the policy.
+func (f *Filter) ByHand(ifindex int) bool {
+	_, err := os.Lstat(f.pin(ifindex, suffixByHand))
+	return err == nil
 }

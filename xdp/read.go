@@ -76,11 +76,11 @@ type Hook struct {
 
 // Device is what the kernel says of a device.
 type Device struct {
-	Name    string
-	Up      bool
-	Hooks   []Hook // ours
-	Closed  bool   // its policy is the quarantine
-	HasRule bool   // it has a policy
+	Name      string
+	Up        bool
+	Hooks     []Hook // ours
+	Closed    bool   // its policy is the quarantine
+	HasPolicy bool
 	// Foreign is the id of an XDP program that is not ours, 0 for none.
 	Foreign uint32
 	Counts  []Count
@@ -116,7 +116,7 @@ func (r *Reader) Device(ifindex int) (Device, error) {
 	if !ok {
 		return d, nil
 	}
-	d.HasRule, d.Closed = true, entry.Policy == 0
+	d.HasPolicy, d.Closed = true, entry.Policy == 0
 	d.Counts, err = r.counts(entry.Counters)
 	return d, err
 }

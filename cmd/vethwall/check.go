@@ -1,14 +1,10 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
-	"time"
 
-	"github.com/containerd/errdefs"
 	"github.com/spf13/cobra"
 
 	"github.com/vethwall/vethwall/docker"
@@ -16,10 +12,6 @@ import (
 	"github.com/vethwall/vethwall/policy"
 	"github.com/vethwall/vethwall/xdp"
 )
-
-// inspectTimeout is how long check waits for the engine, which answers for a container only after a start
-// that is under way.
-const inspectTimeout = 30 * time.Second
 
 func checkCommand(e *env) *cobra.Command {
 	cmd := &cobra.Command{
@@ -49,15 +41,14 @@ func checkCommand(e *env) *cobra.Command {
 			return usageError(cmd, err)
 		}
 		c := docker.Container{Labels: labels, ImageKnown: true}
-		var attach []string
 		if len(args) == 1 {
-			if c, attach, err = inspect(cmd.Context(), args[0]); err != nil {
+			if c, err = inspect(cmd.Context(), args[0]); err != nil {
 				return err
 			}
 		}
 		r := judgeLabels(c)
 		if r.asks {
-			r.Warnings = append(r.Warnings, attach...)
+			r.Warnings = append(r.Warnings, standsInTheWay(c)...)
 		}
 		show := reportTable
 		if *out == jsonDoc {
@@ -87,48 +78,14 @@ func givenLabels(given []string) (map[string]string, error) {
 	return labels, nil
 }
 
-// inspect asks the engine for a container, by name or id. warnings say what stands in the way of any policy there.
-func inspect(ctx context.Context, name string) (c docker.Container, warnings []string, err error) {
-	ctx, cancel := context.WithTimeout(ctx, inspectTimeout)
-	defer cancel()
-	client, err := docker.Connect(ctx)
-	if err != nil {
-		return c, nil, err
-	}
-	defer client.Close()
-	if c, err = client.Inspect(ctx, name); errdefs.IsNotFound(err) {
-		return c, nil, fmt.Errorf("no container %q: docker ps --all lists them", name)
-	} else if err != nil {
-		return c, nil, err
-	}
-	warnings = unattachable(c)
-	if c.Privileged || slices.Contains(c.CapAdd, "NET_ADMIN") || slices.Contains(c.CapAdd, "ALL") {
-		// An engine that does not say is taken for one without user namespaces, as most are.
-		info, _ := client.Info(ctx)
-		if !info.Rootless && (!info.UserNS || c.UsernsMode == "host") {
-			warnings = append(warnings, "the container has CAP_NET_ADMIN, so no filter on its veth holds it: it can reach the host's devices past it; start it without --privileged and --cap-add NET_ADMIN")
-		}
-	}
-	return c, warnings, nil
-}
-
-// unattachable says where a container's network has no veth that a filter could be attached to.
-func unattachable(c docker.Container) []string {
-	const tail = ": there is nothing to attach a filter to, and nothing is enforced"
-	if owner, ok := strings.CutPrefix(c.NetworkMode, "container:"); ok {
-		return []string{fmt.Sprintf("the container lives in the network of container %.12s%s by its own labels; label that container instead", owner, tail)}
-	}
-	switch c.NetworkMode {
-	case "host":
-		return []string{"the container uses the host's network" + tail}
-	case "none":
-		return []string{"the container has no network" + tail}
-	}
+// standsInTheWay says what keeps a container from being held to any policy.
+func standsInTheWay(c docker.Container) []string {
 	var out []string
-	for _, ep := range c.Networks {
-		if ep.Driver == "macvlan" || ep.Driver == "ipvlan" {
-			out = append(out, "network "+ep.Network+" is "+ep.Driver+", without a veth"+tail+" there")
-		}
+	for _, i := range agent.Obstacles(c) {
+		out = append(out, i.Error)
+	}
+	if why := agent.Loophole(c); why != "" {
+		out = append(out, why)
 	}
 	return out
 }

@@ -65,8 +65,8 @@ func TestCheckContainer(t *testing.T) {
 		{name: "capability", c: docker.Container{Labels: udp, ImageKnown: true, CapAdd: []string{"NET_ADMIN"}}, policy: "xdp.drop=udp", warning: "CAP_NET_ADMIN"},
 		{name: "all capabilities", c: docker.Container{Labels: udp, ImageKnown: true, CapAdd: []string{"ALL"}}, policy: "xdp.drop=udp", warning: "CAP_NET_ADMIN"},
 		{name: "privileged", c: docker.Container{Labels: udp, ImageKnown: true, Privileged: true}, policy: "xdp.drop=udp", warning: "CAP_NET_ADMIN"},
-		{name: "own user namespace", c: docker.Container{Labels: udp, ImageKnown: true, CapAdd: []string{"NET_ADMIN"}}, userns: true, policy: "xdp.drop=udp"},
-		{name: "the host's user namespace", c: docker.Container{Labels: udp, ImageKnown: true, CapAdd: []string{"NET_ADMIN"}, UsernsMode: "host"}, userns: true,
+		{name: "own user namespace", c: docker.Container{Labels: udp, ImageKnown: true, CapAdd: []string{"NET_ADMIN"}, UserNS: true}, userns: true, policy: "xdp.drop=udp"},
+		{name: "the host's user namespace", c: docker.Container{Labels: udp, ImageKnown: true, CapAdd: []string{"NET_ADMIN"}}, userns: true,
 			policy: "xdp.drop=udp", warning: "CAP_NET_ADMIN"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

@@ -17,8 +17,13 @@ import (
 
 // commands is every command, in the order of help. Each stands in the file of its name.
 var commands = []func(*env) *cobra.Command{
+	agentCommand,
+	statusCommand,
 	checkCommand,
+	attachCommand,
+	detachCommand,
 	doctorCommand,
+	uninstallCommand,
 	versionCommand,
 	completionCommand,
 }

@@ -59,7 +59,10 @@ func summary(c docker.Container) object {
 }
 
 func inspect(c docker.Container) object {
-	bindings := object{}
+	bindings, userns := object{}, "host"
+	if c.UserNS { // it has one only where the engine does (Handle "/info")
+		userns = ""
+	}
 	if c.Published {
 		bindings["80/tcp"] = []object{{"HostPort": "8080"}}
 	}
@@ -69,7 +72,7 @@ func inspect(c docker.Container) object {
 		"NetworkSettings": object{"SandboxID": c.SandboxID, "SandboxKey": c.SandboxKey, "Networks": networks(c)},
 		"HostConfig": object{
 			"NetworkMode": c.NetworkMode, "CapAdd": c.CapAdd, "Privileged": c.Privileged, "Runtime": c.Runtime,
-			"UsernsMode": c.UsernsMode, "Dns": c.DNS, "PortBindings": bindings,
+			"UsernsMode": userns, "Dns": c.DNS, "PortBindings": bindings,
 		},
 	}
 }

@@ -1,0 +1,236 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/vethwall/vethwall/docker"
+	"github.com/vethwall/vethwall/internal/agent"
+	"github.com/vethwall/vethwall/policy"
+	"github.com/vethwall/vethwall/xdp"
+)
+
+func statusCommand(e *env) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "status [CONTAINER]",
+		Short: "Show what is enforced where; exit 1 if a named container is not",
+		Long: `Shows the containers that ask for a filter, as the kernel has them: no agent needs to run.
+Packets are those that the container sent; what it receives is not judged by this version.`,
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) > 1 {
+				return fmt.Errorf("unexpected argument %q", args[1])
+			}
+			return nil
+		},
+	}
+	s := statusView{env: e, dir: dirFlag(cmd), out: outputFlag(cmd)}
+	all := cmd.Flags().BoolP("all", "a", false, "containers that ask for no filter as well")
+	wait := cmd.Flags().Duration("wait", 0, "how long to wait until CONTAINER is enforced")
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if len(args) == 0 {
+			if *wait != 0 {
+				return usageError(cmd, fmt.Errorf("--wait needs a CONTAINER"))
+			}
+			return s.showAll(cmd.Context(), *all)
+		}
+		return s.showOne(cmd.Context(), args[0], *wait)
+	}
+	return cmd
+}
+
+type statusView struct {
+	*env
+	dir *string
+	out *format
+}
+
+// engineTimeout bounds how long status waits for Docker, which it can do without.
+const engineTimeout = 2 * time.Second
+
+// read joins what the kernel has with the containers that only Docker knows of.
+func (s statusView) read(ctx context.Context) ([]agent.ContainerStatus, error) {
+	have, err := agent.Status(*s.dir)
+	if err != nil && !agent.IsNothing(err) {
+		return nil, fmt.Errorf("%w; run as root", err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, engineTimeout)
+	defer cancel()
+	d, err := docker.Connect(ctx)
+	if err != nil {
+		return have, nil
+	}
+	defer d.Close()
+	list, err := d.List(ctx)
+	if err != nil {
+		return have, nil
+	}
+	return append(have, agent.Unseen(have, list)...), nil
+}
+
+func (s statusView) showAll(ctx context.Context, all bool) error {
+	have, err := s.read(ctx)
+	if err != nil {
+		return err
+	}
+	if !all {
+		have = slices.DeleteFunc(have, func(c agent.ContainerStatus) bool { return c.State == agent.Unfiltered })
+	}
+	if *s.out == jsonDoc {
+		return s.printJSON(document(have))
+	}
+	s.noAgent()
+	if len(have) == 0 {
+		_, err := fmt.Fprintln(s.stdout, "no running container asks for a filter; try: docker run --label xdp.drop=udp ...")
+		return err
+	}
+	return s.table(have)
+}
+
+func (s statusView) showOne(ctx context.Context, name string, wait time.Duration) error {
+	deadline := time.Now().Add(wait)
+	for {
+		have, err := s.read(ctx)
+		if err != nil {
+			return err
+		}
+		c, ok := agent.Find(have, name)
+		enforced := ok && (c.State == agent.Enforced || c.State == agent.Late)
+		if !enforced && time.Now().Before(deadline) && ctx.Err() == nil {
+			time.Sleep(50 * time.Millisecond)
+			continue
+		}
+		if !ok {
+			return answerNo(fmt.Sprintf("no running container %q; see vethwall status --all", name))
+		}
+		if err := s.one(c); err != nil || enforced {
+			return err
+		}
+		return answerNo("")
+	}
+}
+
+// document is the stable form of the answer.
+func document(have []agent.ContainerStatus) any {
+	return struct {
+		Schema     int                     `json:"schema"`
+		Containers []agent.ContainerStatus `json:"containers"`
+	}{1, append([]agent.ContainerStatus{}, have...)}
+}
+
+func (s statusView) noAgent() {
+	if !xdp.AgentRuns(*s.dir) {
+		fmt.Fprintln(s.stderr, "vethwall: no agent runs: what is listed stays in force, what starts now is not filtered; start one with: vethwall agent")
+	}
+}
+
+var stateColours = map[agent.State]colour{agent.Enforced: green, agent.Late: yellow, agent.Partial: yellow, agent.Unfiltered: plain}
+
+func (s statusView) state(st agent.State) string {
+	c, ok := stateColours[st]
+	if !ok {
+		c = red
+	}
+	return s.paint(c, string(st))
+}
+
+func (s statusView) table(have []agent.ContainerStatus) error {
+	w := tabwriter.NewWriter(s.stdout, 0, 0, 2, ' ', 0)
+	fmt.Fprintf(w, "CONTAINER\t%s\tNETWORK\tVETH\tHOOK\tPASSED\tDROPPED\tPOLICY\n", s.paint(plain, "STATE"))
+	for _, c := range have {
+		if len(c.Interfaces) == 0 {
+			fmt.Fprintf(w, "%s\t%s\t-\t-\t-\t-\t-\t%s\n", clean(c.Name), s.state(c.State), brief(c.Policy))
+		}
+		for _, i := range c.Interfaces {
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%d\t%d\t%s\n", clean(c.Name), s.state(i.State), dash(clean(i.Network)), dash(i.Ifname),
+				hooks(i.Hooks), i.Packets.Passed, i.Packets.Dropped, brief(c.Policy))
+		}
+	}
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	for _, c := range have {
+		for _, why := range whys(c) {
+			fmt.Fprintf(s.stdout, "%s: %s\n", clean(c.Name), clean(why))
+		}
+	}
+	return nil
+}
+
+// whys are the errors and warnings of a container, each once.
+func whys(c agent.ContainerStatus) []string {
+	var out []string
+	add := func(text string) {
+		if text != "" && !slices.Contains(out, text) {
+			out = append(out, text)
+		}
+	}
+	add(c.Error)
+	for _, i := range c.Interfaces {
+		if i.Late > 0 {
+			add(fmt.Sprintf("had sent %d packets on %s before its filter came", i.Late, i.Ifname))
+		}
+		add(i.Error)
+	}
+	for _, w := range c.Warnings {
+		add("warning: " + w)
+	}
+	return out
+}
+
+func (s statusView) one(c agent.ContainerStatus) error {
+	if *s.out == jsonDoc {
+		return s.printJSON(document([]agent.ContainerStatus{c}))
+	}
+	s.noAgent()
+	fmt.Fprintf(s.stdout, "%s %.12s: %s\npolicy: %s\n", clean(c.Name), c.ID, s.state(c.State), dash(c.Policy))
+	for _, why := range whys(c) {
+		fmt.Fprintln(s.stdout, clean(why))
+	}
+	for _, i := range c.Interfaces {
+		fmt.Fprintf(s.stdout, "\nnetwork %s: %s, veth %s, hook %s\n", dash(clean(i.Network)), s.state(i.State), dash(i.Ifname), hooks(i.Hooks))
+		fmt.Fprintf(s.stdout, "  sent: %d passed, %d dropped\n", i.Packets.Passed, i.Packets.Dropped)
+		for _, d := range i.Drops {
+			why := d.Reason
+			if d.Reason == policy.ByRule.String() {
+				why = "rule " + clean(d.Rule)
+			}
+			fmt.Fprintf(s.stdout, "  dropped %d packets, %d bytes: %s\n", d.Packets, d.Bytes, why)
+		}
+	}
+	_, err := fmt.Fprintln(s.stdout, "\nwhat it receives is not judged by this version")
+	return err
+}
+
+func hooks(hs []xdp.Hook) string {
+	var out []string
+	for _, h := range hs {
+		text := h.Type + " " + h.Mode
+		if h.ByHand != "" {
+			text += " (by hand: " + clean(h.ByHand) + ")"
+		}
+		out = append(out, text)
+	}
+	return dash(strings.Join(out, ", "))
+}
+
+func dash(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return s
+}
+
+// brief cuts a policy for a table; `status CONTAINER` shows all of it.
+func brief(policy string) string {
+	const most = 60
+	if policy = clean(policy); len(policy) > most {
+		return policy[:most-3] + "..."
+	}
+	return dash(policy)
+}

@@ -1,0 +1,81 @@
+package agent
+
+import (
+	"encoding/json"
+	"slices"
+)
+
+// State is how far a container or an interface is enforced.
+type State string
+
+// The states, from the best to the worst; a container has the worst of its interfaces.
+const (
+	Enforced    State = "enforced"
+	Late        State = "late"        // enforced, but the veth had sent before
+	Partial     State = "partial"     // something stands in the policy's place, or a way out that no hook sees
+	Pending     State = "pending"     // not there yet
+	Unsupported State = "unsupported" // nothing to attach to
+	Quarantined State = "quarantined" // closed
+)
+
+var states = []State{Enforced, Late, Partial, Pending, Unsupported, Quarantined}
+
+// Worst is the worst of two states.
+func Worst(a, b State) State {
+	if slices.Index(states, a) > slices.Index(states, b) {
+		return a
+	}
+	return b
+}
+
+// Record is what the agent knows of a container that asks for a filter and runs. It stands in the kernel beside
+// the filter, so that status answers when no agent runs.
+type Record struct {
+	ID         string      `json:"id"`
+	Name       string      `json:"name"`
+	State      State       `json:"state"`
+	Policy     string      `json:"policy"`
+	Error      string      `json:"error"`
+	Warnings   []string    `json:"warnings"`
+	Holds      bool        `json:"holds"`
+	Loophole   string      `json:"loophole,omitempty"`
+	Rules      []string    `json:"rules"` // by counter slot
+	Interfaces []Interface `json:"interfaces"`
+}
+
+// Interface is one network of a container.
+type Interface struct {
+	Network string `json:"network"`
+	State   State  `json:"state"`
+	Error   string `json:"error,omitempty"`
+	Ifname  string `json:"host_ifname,omitempty"`
+	Ifindex int    `json:"host_ifindex,omitempty"`
+	// Late is how many packets the veth had sent when its filter came.
+	Late uint64 `json:"late,omitempty"`
+}
+
+// ParseRecord reads what encode has written.
+func ParseRecord(text []byte) (Record, error) {
+	var r Record
+	err := json.Unmarshal(text, &r)
+	return r, err
+}
+
+func (r Record) encode() []byte {
+	text, err := json.Marshal(r)
+	if err != nil {
+		panic(err) // strings and numbers only
+	}
+	return text
+}
+
+// settle makes the container's state the worst of its interfaces'.
+func (r *Record) settle() {
+	r.State = Enforced
+	if len(r.Interfaces) == 0 {
+		r.State = Pending
+	}
+	for _, i := range r.Interfaces {
+		r.State = Worst(r.State, i.State)
+	}
+}

@@ -1,0 +1,199 @@
+package agent
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/vethwall/vethwall/docker"
+	"github.com/vethwall/vethwall/policy"
+	"github.com/vethwall/vethwall/xdp"
+)
+
+// Unfiltered is the state of a container that asks for nothing.
+const Unfiltered State = "unfiltered"
+
+// ContainerStatus is what the agent has recorded of a container, held against what the kernel says now.
+type ContainerStatus struct {
+	ID         string            `json:"id"`
+	Name       string            `json:"name"`
+	State      State             `json:"state"`
+	Policy     string            `json:"policy"`
+	Error      string            `json:"error"`
+	Warnings   []string          `json:"warnings"`
+	Holds      bool              `json:"holds"`
+	Interfaces []InterfaceStatus `json:"interfaces"`
+}
+
+// InterfaceStatus is one network of a container. Packets counts what the container sent.
+type InterfaceStatus struct {
+	Network string     `json:"network"`
+	State   State      `json:"state"`
+	Error   string     `json:"error,omitempty"`
+	Ifname  string     `json:"host_ifname"`
+	Ifindex int        `json:"host_ifindex"`
+	Late    uint64     `json:"late,omitempty"`
+	Hooks   []xdp.Hook `json:"hooks"`
+	Packets Packets    `json:"packets"`
+	Drops   []Drop     `json:"drops"`
+}
+
+// Packets are counts since the policy came into force.
+type Packets struct {
+	Passed    uint64 `json:"passed"`
+	Dropped   uint64 `json:"dropped"`
+	WouldDrop uint64 `json:"would_drop"` // in audit mode
+}
+
+// Drop is how much was dropped for one reason, most first.
+type Drop struct {
+	Reason    string `json:"reason"`
+	Rule      string `json:"rule,omitempty"`
+	Direction string `json:"direction"`
+	Packets   uint64 `json:"packets"`
+	Bytes     uint64 `json:"bytes"` // layer 2
+}
+
+// Status reads back all containers that have a record, sorted by name. No agent and no engine is needed.
+// xdp.ErrNothing where no agent has ever run.
+func Status(dir string) ([]ContainerStatus, error) {
+	r, err := xdp.OpenReader(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	records, err := r.Records()
+	if err != nil {
+		return nil, err
+	}
+	out := []ContainerStatus{}
+	for id, text := range records {
+		record, err := ParseRecord(text)
+		if err != nil {
+			out = append(out, ContainerStatus{
+				ID: id, Name: short(id), State: Pending, Error: "its record is damaged; an agent that runs writes it anew",
+				Warnings: []string{}, Interfaces: []InterfaceStatus{},
+			})
+			continue
+		}
+		out = append(out, status(r, record))
+	}
+	slices.SortFunc(out, func(a, b ContainerStatus) int {
+		return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.ID, b.ID))
+	})
+	return out, nil
+}
+
+func status(r *xdp.Reader, record Record) ContainerStatus {
+	s := ContainerStatus{
+		ID: record.ID, Name: record.Name, State: Enforced, Policy: record.Policy, Error: record.Error,
+		Warnings: append([]string{}, record.Warnings...), Holds: record.Holds, Interfaces: []InterfaceStatus{},
+	}
+	if len(record.Interfaces) == 0 {
+		s.State = Pending
+	}
+	for _, i := range record.Interfaces {
+		read := interfaceStatus(r, record, i)
+		s.State = Worst(s.State, read.State)
+		s.Interfaces = append(s.Interfaces, read)
+	}
+	return s
+}
+
+// interfaceStatus believes the kernel where it and the record differ.
+func interfaceStatus(r *xdp.Reader, record Record, i Interface) InterfaceStatus {
+	s := InterfaceStatus{
+		Network: i.Network, State: i.State, Error: i.Error, Ifname: i.Ifname, Ifindex: i.Ifindex, Late: i.Late,
+		Hooks: []xdp.Hook{}, Drops: []Drop{},
+	}
+	if i.Ifindex == 0 {
+		return s
+	}
+	d, err := r.Device(i.Ifindex)
+	if err != nil {
+		s.State, s.Error = Pending, "its veth is gone"
+		return s
+	}
+	s.Ifname = d.Name
+	s.Hooks = append(s.Hooks, d.Hooks...)
+	s.count(d.Counts, record.Rules)
+	if lack := lacking(d, i.State); lack != "" {
+		s.State = Pending
+		s.Error = lack
+		if d.Foreign != 0 {
+			s.Error = fmt.Sprintf("%s; XDP program %d of somebody else is attached", lack, d.Foreign)
+		}
+	}
+	return s
+}
+
+// lacking says what the kernel lacks of what the record promises.
+func lacking(d xdp.Device, promised State) string {
+	filtered := len(d.Hooks) > 0 && d.HasPolicy
+	switch promised {
+	case Enforced, Late:
+		if !filtered || d.Closed {
+			return "NOT FILTERED: the filter is gone from the kernel; a running agent puts it back"
+		}
+	case Quarantined:
+		if !(filtered && d.Closed) && d.Up {
+			return "NOT CLOSED: it has neither a filter nor is it down; a running agent closes it"
+		}
+	}
+	return ""
+}
+
+func (s *InterfaceStatus) count(counts []xdp.Count, rules []string) {
+	for _, c := range counts {
+		if c.Reason == policy.Pass {
+			s.Packets.Passed += c.Packets
+			continue
+		}
+		s.Packets.Dropped += c.Packets
+		d := Drop{Reason: c.Reason.String(), Direction: c.Direction.String(), Packets: c.Packets, Bytes: c.Bytes}
+		if c.Reason == policy.ByRule && c.Slot < len(rules) {
+			d.Rule = rules[c.Slot]
+		} else if c.Reason == policy.ByRule && len(rules) > 0 {
+			d.Rule = rules[len(rules)-1] // all that have no slot of their own
+		}
+		s.Drops = append(s.Drops, d)
+	}
+	slices.SortStableFunc(s.Drops, func(a, b Drop) int { return cmp.Compare(b.Packets, a.Packets) })
+}
+
+// Find picks the container that a user names: by its name, its id, or the beginning of its id.
+func Find(all []ContainerStatus, name string) (ContainerStatus, bool) {
+	for _, match := range []func(ContainerStatus) bool{
+		func(c ContainerStatus) bool { return c.Name == name || c.ID == name },
+		func(c ContainerStatus) bool {
+			return len(name) >= 2 && len(c.ID) > len(name) && c.ID[:len(name)] == name
+		},
+	} {
+		if i := slices.IndexFunc(all, match); i >= 0 {
+			return all[i], true
+		}
+	}
+	return ContainerStatus{}, false
+}
+
+// IsNothing reports whether err says that no agent has ever run.
+func IsNothing(err error) bool { return errors.Is(err, xdp.ErrNothing) }
+
+// Unseen are the running containers of a list that have no record: those that ask for a filter, which no agent
+// has seen yet, and those that ask for nothing.
+func Unseen(have []ContainerStatus, list []docker.Summary) []ContainerStatus {
+	var out []ContainerStatus
+	for _, s := range list {
+		if s.State != "running" && s.State != "paused" || slices.ContainsFunc(have, func(c ContainerStatus) bool { return c.ID == s.ID }) {
+			continue
+		}
+		c := ContainerStatus{ID: s.ID, Name: s.Name, State: Unfiltered, Warnings: []string{}, Interfaces: []InterfaceStatus{}}
+		if asksAtAll(s.Labels) {
+			c.State, c.Error = Pending, "NOT FILTERED: it asks for a filter and no agent has put one there"
+		}
+		out = append(out, c)
+	}
+	slices.SortFunc(out, func(a, b ContainerStatus) int { return cmp.Compare(a.Name, b.Name) })
+	return out
+}

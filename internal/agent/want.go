@@ -1,0 +1,151 @@
+package agent
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/vethwall/vethwall/docker"
+	"github.com/vethwall/vethwall/policy"
+	"github.com/vethwall/vethwall/xdp"
+)
+
+// want is what a container asks for. It follows from what Docker says of the container, alone.
+type want struct {
+	policy string // canonical text, with the origin of each part where there are several
+	// tables is nil where the container must be closed, because of problem.
+	tables   *xdp.Tables
+	problem  string
+	mode     xdp.Mode
+	warnings []string
+	// holds is false where no filter on a veth holds the container; loophole says why.
+	holds    bool
+	loophole string
+}
+
+// wanted is what c asks for; false where it asks for nothing.
+func wanted(c docker.Container) (want, bool) {
+	stack, asks, warnings, err := Stack(c.Labels, c.ImageLabels, c.ImageKnown)
+	if !asks {
+		return want{}, false
+	}
+	w := want{policy: StackText(stack), mode: xdp.Generic, warnings: warnings, holds: true}
+	if err == nil {
+		w.tables, err = xdp.Compile(stack)
+	}
+	if err != nil {
+		w.tables, w.problem = nil, oneLine(err)
+	}
+	for _, s := range stack {
+		if s.Policy.Hook == policy.HookNative {
+			w.mode = xdp.Native
+		}
+	}
+	if w.loophole = Loophole(c); w.loophole != "" {
+		w.holds = false
+		w.warnings = append(w.warnings, w.loophole)
+	}
+	return w, true
+}
+
+// StackText is the canonical text of a stack: that of its only source, or each with its origin.
+func StackText(s policy.Stack) string {
+	if len(s) == 1 {
+		return s[0].Policy.Text()
+	}
+	var parts []string
+	for _, source := range s {
+		parts = append(parts, fmt.Sprintf("%s(%s)", source.Origin, source.Policy.Text()))
+	}
+	return strings.Join(parts, " ")
+}
+
+// Loophole says why no filter on a veth holds a container, "" where one does. With CAP_NET_ADMIN over the
+// host's user namespace it reaches the host's devices by netlink.
+func Loophole(c docker.Container) string {
+	if c.UserNS {
+		return ""
+	}
+	if c.Privileged || slices.Contains(c.CapAdd, "NET_ADMIN") || slices.Contains(c.CapAdd, "ALL") {
+		return "the container has CAP_NET_ADMIN, so no filter on its veth holds it: it can reach the host's devices past it; start it without --privileged and --cap-add NET_ADMIN"
+	}
+	return ""
+}
+
+// Obstacles are the networks of a container that have nothing to attach to, and why, in words.
+func Obstacles(c docker.Container) []Interface {
+	if why := unattachable(c.NetworkMode); why != "" {
+		return []Interface{{Network: c.NetworkMode, State: Unsupported, Error: why}}
+	}
+	out := []Interface{}
+	for _, e := range c.Networks {
+		if why := unfilteredDriver(e); why != "" {
+			out = append(out, Interface{Network: e.Network, State: Unsupported, Error: why})
+		}
+	}
+	return out
+}
+
+// unattachable says why there is nothing to attach to in a network mode, "" where there is.
+func unattachable(mode string) string {
+	owner, joined := strings.CutPrefix(mode, "container:")
+	switch {
+	case mode == "host":
+		return "shares the host's network: there is no veth to filter"
+	case mode == "none":
+		return "has no network: there is nothing to filter"
+	case joined:
+		return fmt.Sprintf("shares the network of container %.12s: only that container's labels hold", owner)
+	}
+	return ""
+}
+
+// unfilteredDriver says why a network has no veth of the host's, "" for one that has.
+func unfilteredDriver(e docker.Endpoint) string {
+	switch e.Driver {
+	case "bridge", "":
+		return ""
+	case "overlay":
+		return fmt.Sprintf("network %s is overlay, which keeps its veths in a namespace of its own: this version does not filter there", e.Network)
+	}
+	return fmt.Sprintf("network %s is %s, without a veth: there is nothing to filter", e.Network, e.Driver)
+}
+
+// place pairs the veths of a container with its networks, by the bridge that a veth is a port of.
+func place(networks []docker.Endpoint, veths []xdp.Veth) map[int]string {
+	names := map[int]string{}
+	var open []string
+	for _, e := range networks {
+		if unfilteredDriver(e) != "" {
+			continue
+		}
+		i := slices.IndexFunc(veths, func(v xdp.Veth) bool { return v.Bridge != "" && v.Bridge == bridgeOf(e) })
+		if i < 0 {
+			open = append(open, e.Network)
+			continue
+		}
+		names[veths[i].Index] = e.Network
+	}
+	// A bridge may have any name; with one of each left they belong together.
+	for _, v := range veths {
+		if names[v.Index] != "" {
+			continue
+		}
+		if len(open) == 1 && len(veths)-len(names) == 1 {
+			names[v.Index] = open[0]
+		} else {
+			names[v.Index] = v.Bridge
+		}
+	}
+	return names
+}
+
+// bridgeOf is the name that Docker gives a network's bridge unless it is told another.
+func bridgeOf(e docker.Endpoint) string {
+	if e.Network == "bridge" {
+		return "docker0"
+	}
+	return "br-" + e.NetworkID[:min(12, len(e.NetworkID))]
+}
+
+func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }

@@ -204,10 +204,12 @@ func (r *Reader) counts(block uint16) ([]Count, error) {
 				func(b filterCounterBlock) uint64 { return b.Reason[dir][reason].Bytes })
 		}
 	}
-	for slot := range ruleSlots {
-		add(Count{Direction: policy.Egress, Reason: policy.ByRule, Slot: slot},
-			func(b filterCounterBlock) uint64 { return b.Rule[slot].Packets },
-			func(b filterCounterBlock) uint64 { return b.Rule[slot].Bytes })
+	for dir := range 2 {
+		for slot := range ruleSlots {
+			add(Count{Direction: policy.Direction(dir), Reason: policy.ByRule, Slot: slot},
+				func(b filterCounterBlock) uint64 { return b.Rule[dir][slot].Packets },
+				func(b filterCounterBlock) uint64 { return b.Rule[dir][slot].Bytes })
+		}
 	}
 	return out, nil
 }

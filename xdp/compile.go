@@ -35,7 +35,7 @@ func Compile(s policy.Stack) (*Tables, error) {
 		return nil, err
 	}
 	t := &Tables{}
-	f := &forest{seen: map[string]uint32{}, flat: map[int]bool{}}
+	f := newForest()
 	rules := t.slotted(s, policy.Egress)
 	table, err := compileDirection(f, s, rules, policy.Egress)
 	if err != nil {
@@ -288,8 +288,12 @@ func (t *Tables) place(first uint32) (filterPolicy, []filterNode) {
 			continue
 		}
 		for j, v := range n.Val {
-			if v&(cellBit|subtreeBit) == subtreeBit {
-				n.Val[j] = rebase(v&^subtreeBit) | subtreeBit
+			switch {
+			case v&cellBit != 0:
+			case v&subtreeBit != 0: // or a table
+				n.Val[j] += first - 1
+			case v&restBit != 0:
+				n.Val[j] += (first - 1) * rests
 			}
 		}
 	}

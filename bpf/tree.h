@@ -35,9 +35,3 @@ static __always_inline __u32 find(__u32 root, __u32 x, __u32 def)
 	}
 	return def;
 }
-
-/* The same as a function of its own, where a call is worth less than the code. */
-__noinline __u32 find_called(__u32 root, __u32 x, __u32 def)
-{
-	return find(root, x, def);
-}

@@ -57,7 +57,7 @@ func (f *Filter) adopt() error {
 		f.links[ifindex] = &pinnedLink{l, path}
 	}
 	for ifindex := range f.maps.devices {
-		if f.links[ifindex] == nil && !(f.maps.isShut(ifindex) && exists(ifindex)) {
+		if f.links[ifindex] == nil && (!f.maps.isShut(ifindex) || !exists(ifindex)) {
 			if err := f.maps.remove(ifindex); err != nil {
 				return err
 			}

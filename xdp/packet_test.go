@@ -108,15 +108,7 @@ const (
 // prints the seed; VETHWALL_SEED runs it again.
 func TestDifferential(t *testing.T) {
 	r := newRunner(t)
-	seed := rand.Uint64()
-	if s := os.Getenv("VETHWALL_SEED"); s != "" {
-		var err error
-		if seed, err = strconv.ParseUint(s, 10, 64); err != nil {
-			t.Fatal(err)
-		}
-	}
-	t.Logf("VETHWALL_SEED=%d", seed)
-	rnd := rand.New(rand.NewPCG(seed, 0))
+	rnd, seed := seeded(t)
 	const frames = 25
 	policies := 4000
 	if os.Getenv("VETHWALL_LONG") != "" {
@@ -156,6 +148,20 @@ func TestDifferential(t *testing.T) {
 			t.Errorf("no frame was drawn that gives %s", want)
 		}
 	}
+}
+
+// seeded is a source of random numbers that VETHWALL_SEED brings back.
+func seeded(t *testing.T) (rnd *rand.Rand, seed uint64) {
+	t.Helper()
+	seed = rand.Uint64()
+	if s := os.Getenv("VETHWALL_SEED"); s != "" {
+		var err error
+		if seed, err = strconv.ParseUint(s, 10, 64); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Logf("VETHWALL_SEED=%d", seed)
+	return rand.New(rand.NewPCG(seed, 0)), seed
 }
 
 func describe(s policy.Stack) (out string) {

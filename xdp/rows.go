@@ -42,6 +42,7 @@ type compiler struct {
 	peerSet     []int
 	peerClasses [][]int // by set: the classes in it
 	inSet       []map[int]bool
+	numClasses  int
 	families    [2]map[int]bool // the classes that IPv4 and IPv6 addresses have
 	peers       [2][]segment
 
@@ -73,13 +74,18 @@ func compileDirection(f *forest, s policy.Stack, rules []slottedRule, dir policy
 	if len(c.kept) == 0 {
 		return t, nil // every service is decided without looking at the peer
 	}
-	if t.Cells, err = f.tree(c.cells()); err != nil {
+	settled := c.settled()
+	peers4, some4 := peerIntervals(c.peers[0], settled)
+	peers6, some6 := peerIntervals(c.peers[1], settled)
+	if t.Peers4, err = f.tree4(peers4); err != nil {
 		return t, err
 	}
-	if t.Peers4, err = f.tree(intervals32(c.peers[0])); err != nil {
+	if t.Peers6, err = f.tree6(peers6, 0); err != nil {
 		return t, err
 	}
-	t.Peers6, err = f.tree6(c.peers[1], 0)
+	if some4 || some6 {
+		t.Cells, err = f.tree(c.cells(settled))
+	}
 	return t, err
 }
 
@@ -131,7 +137,7 @@ func (c *compiler) cutPeers() error {
 			c.inSet[set][class] = true
 		}
 	}
-	if len(sweep.classes) > 1<<16 {
+	if c.numClasses = len(sweep.classes); c.numClasses > 1<<16 {
 		return errTooComplex
 	}
 	return nil
@@ -208,6 +214,7 @@ func (c *compiler) row(rules []int) (row, error) {
 // judge is Stack.Verdict for what the given rules cover: every source on its own, the first that does not
 // let the packet pass names the verdict.
 func (c *compiler) judge(rules []int, matches func(int) bool) uint32 {
+	pass := uint32(cellPass)
 	for source := range c.stack {
 		var dropped *slottedRule
 		var excepted, allowed bool
@@ -233,8 +240,11 @@ func (c *compiler) judge(rules []int, matches func(int) bool) uint32 {
 		if !allowed && !c.stack[source].Policy.PassesByDefault(c.dir) {
 			return cellDefault
 		}
+		if allowed {
+			pass |= allowedBit
+		}
 	}
-	return cellPass
+	return pass
 }
 
 // value is what the services tree holds for a row: its one cell where all are the same, else its number.
@@ -262,12 +272,53 @@ func (c *compiler) value(r row) uint32 {
 	return n
 }
 
-// cells is the tree from row << 16 | class of peers to cell.
-func (c *compiler) cells() []interval {
+// settled are the classes of peers on which all kept rows agree, and the cell on which they do.
+func (c *compiler) settled() map[int]uint32 {
+	bases := map[uint32]int{} // how many rows have which
+	for _, r := range c.kept {
+		bases[r.base]++
+	}
+	// What the rows that list a class say of it.
+	type listing struct {
+		cell        uint32
+		mixed       bool
+		rows, based int // how many rows, and how many of them have the cell as base
+	}
+	listings := map[int]listing{}
+	for _, r := range c.kept {
+		for class, cell := range r.cells {
+			l, listed := listings[class]
+			l.mixed = l.mixed || listed && l.cell != cell
+			l.cell = cell
+			l.rows++
+			if r.base == cell {
+				l.based++
+			}
+			listings[class] = l
+		}
+	}
+	out := map[int]uint32{}
+	for class := range c.numClasses {
+		l, listed := listings[class]
+		if !listed {
+			l.cell = c.kept[0].base
+		}
+		if !l.mixed && bases[l.cell]-l.based == len(c.kept)-l.rows {
+			out[class] = l.cell
+		}
+	}
+	return out
+}
+
+// cells is the tree from row << 16 | class of peers to cell, for classes that are not settled.
+func (c *compiler) cells(settled map[int]uint32) []interval {
 	var out []interval
 	for n, r := range c.kept {
 		first := uint32(n) << 16
 		for _, class := range slices.Sorted(maps.Keys(r.cells)) {
+			if _, ok := settled[class]; ok {
+				continue
+			}
 			at := first | uint32(class)
 			if at > 0 {
 				out = append(out, interval{at - 1, r.base})
@@ -288,65 +339,4 @@ func emptyAfter() func(interval) bool {
 		before = max(before, int64(v.last))
 		return empty
 	}
-}
-
-func intervals32(segments []segment) []interval {
-	out := make([]interval, len(segments))
-	for i, s := range segments {
-		out[i] = interval{s.last.word(3), uint32(s.class)}
-	}
-	return out
-}
-
-// tree6 adds the tree over the i-th words of addresses that agree in all words before it. Where all addresses
-// with a word are of one class the class stands there, else the root of the tree for the next word.
-func (f *forest) tree6(segments []segment, i int) (uint32, error) {
-	var out []interval
-	for len(segments) > 0 {
-		// A segment that ends in the middle of a word shares that word with those after it, up
-		// to the one that reaches its end.
-		word := segments[0].last.word(i)
-		if whole(segments[0].last, i) {
-			out = append(out, interval{word, uint32(segments[0].class)})
-			segments = segments[1:]
-			continue
-		}
-		if word > 0 {
-			out = append(out, interval{word - 1, uint32(segments[0].class)})
-		}
-		n := slices.IndexFunc(segments, func(s segment) bool {
-			return s.last.word(i) != word || whole(s.last, i)
-		}) + 1
-		root, err := f.tree6(upTo(segments[:n], word, i), i+1)
-		if err != nil {
-			return 0, err
-		}
-		out = append(out, interval{word, root | subtreeBit})
-		if segments[n-1].last.word(i) == word {
-			segments = segments[n:]
-		} else {
-			segments = segments[n-1:]
-		}
-	}
-	return f.tree(slices.DeleteFunc(out, emptyAfter()))
-}
-
-// whole reports whether every word after the i-th is all ones.
-func whole(n number, i int) bool {
-	for i++; i < 4; i++ {
-		if n.word(i) != 0xffffffff {
-			return false
-		}
-	}
-	return true
-}
-
-// upTo ends the last segment where the i-th word ends: what lies beyond is not part of the subtree.
-func upTo(segments []segment, word uint32, i int) []segment {
-	out := slices.Clone(segments)
-	last := &out[len(out)-1].last
-	if last.word(i) != word {
-		*last = max128
-	}
-	return out
 }

@@ -68,18 +68,12 @@ type segment struct {
 	class int
 }
 
-// partition is what a sweep yields: segments that cover all numbers, and for each class the sets that its
-// numbers are in, in order. Class 0 is in none.
-type partition struct {
-	segments []segment
-	classes  [][]int
-}
-
 // sweepBudget bounds the time and memory that overlapping sets can cost: set memberships over all segments.
 const sweepBudget = 1 << 25
 
-// sweeper finds the classes of several partitions that share them, as IPv4 and IPv6 peers do.
+// sweeper finds the classes of several sweeps that share them, as IPv4 and IPv6 peers do.
 type sweeper struct {
+	// classes are the sets that the numbers of each class are in, in order. Class 0 is in none.
 	classes [][]int
 	ids     map[string]int
 	spent   int

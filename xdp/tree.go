@@ -7,6 +7,9 @@ const (
 	cellBit    = 1 << 31
 	subtreeBit = 1 << 30
 	tableBit   = 1 << 30
+	restBit    = 1 << 29
+	rests      = 4 // in a node
+	allowedBit = 1 << 16
 	fanout     = 16
 	maxLevels  = 4
 )
@@ -21,10 +24,17 @@ type interval struct{ last, val uint32 }
 // no node; place makes them indexes of the kernel's map.
 type forest struct {
 	nodes []filterNode
-	// flat are the positions of nodes that are parts of tables: numbers without links.
+	// flat are the positions of nodes that hold numbers without links: parts of tables, and rests.
 	flat map[int]bool
+	// rests are the numbers of the rests that are there, and restNode the one that is being filled.
+	rests    map[rest]uint32
+	restNode uint32
 	// seen finds a tree that is there already by its intervals.
 	seen map[string]uint32
+}
+
+func newForest() *forest {
+	return &forest{flat: map[int]bool{}, rests: map[rest]uint32{}, seen: map[string]uint32{}}
 }
 
 // tree adds the tree over iv, which covers all 32-bit numbers, and returns its root.
@@ -61,22 +71,39 @@ const tableLimit = fanout * fanout * fanout
 // table adds what each of 65,536 services has, 32 to a node, and returns the first node. iv are the intervals
 // of one protocol, whose keys agree in all but the last 16 bits.
 func (f *forest) table(iv []interval) uint32 {
-	first := uint32(len(f.nodes)) + 1
-	vals := make([]uint32, 0, 1<<16)
+	first := len(f.nodes)
+	at := 0
 	for _, v := range iv {
-		for len(vals) <= int(v.last&0xffff) {
-			vals = append(vals, v.val)
+		for ; at <= int(v.last&0xffff); at++ {
+			if at%nodeNumbers == 0 {
+				f.addFlat()
+			}
+			setNumber(&f.nodes[first+at/nodeNumbers], at%nodeNumbers, v.val)
 		}
 	}
-	for i := 0; i < len(vals); i += 32 {
-		var n filterNode
-		copy(n.Key[:], vals[i:i+15])
-		n.Child = vals[i+15]
-		copy(n.Val[:], vals[i+16:i+32])
-		f.flat[len(f.nodes)] = true
-		f.nodes = append(f.nodes, n)
+	return uint32(first) + 1
+}
+
+// nodeNumbers is how many 32-bit numbers a node is.
+const nodeNumbers = 32
+
+// addFlat adds a node for setNumber and returns it as a root.
+func (f *forest) addFlat() uint32 {
+	f.flat[len(f.nodes)] = true
+	f.nodes = append(f.nodes, filterNode{})
+	return uint32(len(f.nodes))
+}
+
+// setNumber sets the i-th number of a node that has no links.
+func setNumber(n *filterNode, i int, v uint32) {
+	switch keys := len(n.Key); {
+	case i < keys:
+		n.Key[i] = v
+	case i == keys:
+		n.Child = v
+	default:
+		n.Val[i-keys-1] = v
 	}
-	return first
 }
 
 // parents puts level into the forest and returns the level above it.

@@ -85,8 +85,7 @@ static __always_inline struct verdict may_go_on(const struct policy *policy, str
 
 	if (f->generation == policy->generation)
 		return v;
-	v = verdict_of(find_cell_called(policy, f->opener, f->service, k),
-		       REASON_NO_POLICY);
+	v = verdict_of(find_cell_called(policy, f->opener, f->service, k), REASON_NO_POLICY);
 	if (v.reason == REASON_PASS)
 		f->generation = policy->generation;
 	return v;
@@ -242,12 +241,12 @@ __noinline __u32 converse(const struct policy *policy, const struct packet *p, _
 }
 
 /* The verdict of a policy that does not ask who opened what. */
-static __always_inline struct verdict judge_alone(const struct policy *policy, const struct packet *p,
-						  enum direction d)
+static __always_inline struct verdict judge_alone(const struct policy *policy,
+						  const struct packet *p, enum direction d)
 {
-	return verdict_of(find_cell(&policy->table[d], p->service, p->family,
-				    d == EGRESS ? p->dst : p->src),
-			  p->reason);
+	return verdict_of(
+		find_cell(&policy->table[d], p->service, p->family, d == EGRESS ? p->dst : p->src),
+		p->reason);
 }
 
 static __always_inline struct verdict judge_packet(const struct policy *policy,

@@ -35,8 +35,6 @@ struct rest {
 	__u32 val[2]; /* inside, outside */
 };
 
-enum direction { EGRESS, INGRESS }; /* what the container sends, and what it receives */
-
 struct verdict {
 	__u8 reason;
 	__u8 rule; /* slot, where reason is REASON_RULE */
@@ -102,7 +100,6 @@ static __always_inline __u32 find_cell(const struct table *t, __u32 service, __u
 	class = find_peer(t, family, peer);
 	return class & CELL ? class : find(t->cells, cell << 16 | class, CELL_NO_POLICY);
 }
-
 
 /* why is the reason of what could not be read. */
 static __always_inline struct verdict verdict_of(__u32 cell, __u8 why)

@@ -53,6 +53,8 @@
 #define ALL_UNKNOWN 0x1000203
 #define NOT_IP 0x1000204
 
+enum direction { EGRESS, INGRESS }; /* what the container sends, and what it receives */
+
 struct packet {
 	__u32 service; /* service key of what the sender asks for */
 	__u32 reverse; /* service key if it answers instead; TCP, UDP and SCTP only, else service */
@@ -63,6 +65,7 @@ struct packet {
 	__u16 dport; /* of an ICMP echo 0, of other ICMP the type */
 	__u8 family; /* 4, 6, or 0 when there are no addresses */
 	__u8 proto;
+	__u8 direction;
 	__u8 reason; /* why something is unknown, else REASON_PASS */
 	__u8 builtin; /* ARP, neighbour discovery or MLD as they should be: no rule applies */
 	__u8 tcp_flags;
@@ -280,11 +283,12 @@ static __always_inline int is_extension(__u8 proto)
 
 /*
  * Neighbour discovery (RFC 4861: hop limit 255) and MLD (RFC 2710, RFC 3810: hop limit 1) are what makes
- * IPv6 work at all, so no rule applies. Only where they cannot leave the link: a destination of
+ * IPv6 work at all, so no rule applies. Only where they stay on the link: a peer or destination of
  * link scope, or, for neighbour discovery, one with the source's first 64 bits.
  */
-static __always_inline int is_builtin6(const struct ipv6hdr *ip, struct cursor c)
+static __always_inline int is_builtin6(const struct ipv6hdr *ip, struct cursor c, enum direction d)
 {
+	const __u8 *peer = d == EGRESS ? ip->daddr.s6_addr : ip->saddr.s6_addr;
 	const __u8 *dst = ip->daddr.s6_addr;
 	const __u8 *icmp = take(&c, 4);
 	__u8 type;
@@ -294,7 +298,7 @@ static __always_inline int is_builtin6(const struct ipv6hdr *ip, struct cursor c
 	type = icmp[0];
 	if (type >= 133 && type <= 136)
 		return icmp[1] == 0 && ip->hop_limit == 255 &&
-		       ((dst[0] == 0xfe && (dst[1] & 0xc0) == 0x80) ||
+		       ((peer[0] == 0xfe && (peer[1] & 0xc0) == 0x80) ||
 			(dst[0] == 0xff && dst[1] == 0x02) ||
 			(ip->daddr.s6_addr32[0] == ip->saddr.s6_addr32[0] &&
 			 ip->daddr.s6_addr32[1] == ip->saddr.s6_addr32[1]));
@@ -361,7 +365,7 @@ static __always_inline void read_ipv6(struct cursor *c, struct packet *p, enum r
 			return unknown_proto(p, REASON_TRUNCATED);
 	}
 	if (r == READ_FRAME && proto == IPPROTO_ICMPV6 && short_reason == REASON_TRUNCATED &&
-	    is_builtin6(ip, *c)) {
+	    is_builtin6(ip, *c, p->direction)) {
 		p->builtin = 1;
 		return;
 	}
@@ -408,12 +412,14 @@ static __always_inline int turn_quote(struct packet *p, struct cursor *c)
 }
 
 /* Reads a whole Ethernet frame of length bytes, of which those up to end can be read. */
-static __always_inline void read_frame(void *data, void *end, __u32 length, struct packet *p)
+static __always_inline void read_frame(void *data, void *end, __u32 length, enum direction d,
+				       struct packet *p)
 {
 	struct cursor c = { data, end, data, length };
 	struct ethhdr *eth = take(&c, sizeof(*eth));
 	__be16 type;
 
+	p->direction = d;
 	if (!eth)
 		return unknown(p, ALL_UNKNOWN, REASON_TRUNCATED);
 	type = eth->h_proto;

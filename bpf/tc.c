@@ -16,7 +16,7 @@
  * At tc only the linear part of a packet can be read, and a sender decides how much that is (an AF_PACKET
  * ring leaves none of the IP header in it). So pull what is usual, and where that was not enough, all.
  */
-__noinline int read_skb(struct __sk_buff *skb, struct packet *p)
+__noinline int read_skb(struct __sk_buff *skb, __u32 d, struct packet *p)
 {
 	__u32 wanted = USUAL_HEADERS;
 
@@ -32,7 +32,7 @@ __noinline int read_skb(struct __sk_buff *skb, struct packet *p)
 			bpf_skb_pull_data(skb, wanted);
 		data = (void *)(long)skb->data;
 		end = (void *)(long)skb->data_end;
-		read_frame(data, end, skb->len, &fresh);
+		read_frame(data, end, skb->len, d, &fresh);
 		*p = fresh;
 		if (fresh.reason == REASON_PASS || end - data >= skb->len)
 			break;
@@ -50,7 +50,7 @@ static __always_inline int judge_skb(struct __sk_buff *skb, enum direction direc
 	if (policy) {
 		struct packet p = {};
 
-		read_skb(skb, &p);
+		read_skb(skb, direction, &p);
 		v = judge_packet(policy, &device, &p, direction);
 	}
 	count(&device, direction, v, skb->len);
@@ -68,4 +68,3 @@ int vethwall_sent(struct __sk_buff *skb)
 {
 	return judge_skb(skb, EGRESS);
 }
-

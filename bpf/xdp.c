@@ -15,10 +15,9 @@ int vethwall_xdp(struct xdp_md *ctx)
 	if (policy) {
 		struct packet p = {};
 
-		read_frame(data, end, end - data, &p);
+		read_frame(data, end, end - data, EGRESS, &p);
 		v = judge_packet(policy, &device, &p, EGRESS);
 	}
 	count(&device, EGRESS, v, end - data);
 	return v.reason == REASON_PASS ? XDP_PASS : XDP_DROP;
 }
-

@@ -221,7 +221,7 @@ func TestFilterOutlivesItsProcess(t *testing.T) {
 
 func linkID(t *testing.T, f *Filter, ifindex int) link.ID {
 	t.Helper()
-	info, err := f.links[ifindex].Info()
+	info, err := f.links[hookID{ifindex, hookXDP}].Info()
 	must(t, err)
 	return info.ID
 }
@@ -483,7 +483,7 @@ func TestPinRemovedUnderAgent(t *testing.T) {
 	dir := bpffs(t)
 	f := open(t, dir)
 	must(t, f.Attach(n.host.Index, labelled(t, "xdp.drop=udp"), Generic))
-	must(t, os.Remove(f.links[n.host.Index].path))
+	must(t, os.Remove(f.pin(hookID{n.host.Index, hookXDP})))
 	n.wantUDP(false, "pin removed")
 	must(t, f.Attach(n.host.Index, labelled(t, "xdp.drop=udp"), Generic))
 	f.Close()

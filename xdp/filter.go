@@ -21,7 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-//go:generate go tool bpf2go -cc clang-16 -strip llvm-strip-16 -target bpfel -go-package xdp -type node -type table -type policy -type device -type counter_block -type record_key -type record_part -type flow_key -type flow filter ../bpf/vethwall.c -- -O2 -mcpu=v3 -Wall -Werror -I/usr/include/x86_64-linux-gnu
+//go:generate go tool bpf2go -cc clang-16 -strip llvm-strip-16 -target bpfel -go-package xdp -type node -type table -type policy -type device -type counter_block -type record_key -type record_part filter ../bpf/vethwall.c -- -O2 -mcpu=v3 -Wall -Werror -I/usr/include/x86_64-linux-gnu
 
 // DefaultDir is where everything is pinned unless the user says otherwise.
 const DefaultDir = "/sys/fs/bpf/vethwall"
@@ -138,6 +138,9 @@ func mapsDir(dir string, spec *ebpf.CollectionSpec) string {
 	for _, name := range names {
 		m := spec.Maps[name]
 		fmt.Fprintln(h, name, m.Type, m.KeySize, m.ValueSize, m.MaxEntries, m.Flags)
+		if in := m.InnerMap; in != nil {
+			fmt.Fprintln(h, in.Type, in.KeySize, in.ValueSize, in.MaxEntries, in.Flags)
+		}
 		for _, t := range []btf.Type{m.Key, m.Value} {
 			fields, _ := new(btf.GoFormatter).TypeDeclaration("t", t)
 			fmt.Fprintln(h, fields)

@@ -34,27 +34,6 @@ type filterDevice struct {
 	Counters uint16
 }
 
-type filterFlow struct {
-	_          structs.HostLayout
-	Seen       uint64
-	Service    uint32
-	Generation uint32
-	Opener     uint8
-	Closing    uint8
-	Zero       [6]uint8
-}
-
-type filterFlowKey struct {
-	_         structs.HostLayout
-	Local     [4]uint32
-	Peer      [4]uint32
-	LocalPort uint16
-	PeerPort  uint16
-	Proto     uint8
-	Family    uint8
-	Zero      uint16
-}
-
 type filterNode struct {
 	_     structs.HostLayout
 	Key   [15]uint32
@@ -95,22 +74,19 @@ type filterTable struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	filterMapAnswered            = "answered"
-	filterMapContainers          = "containers"
-	filterMapCounters            = "counters"
-	filterMapDeviceOverflow      = "device_overflow"
-	filterMapDevices             = "devices"
-	filterMapFragments           = "fragments"
-	filterMapNodes               = "nodes"
-	filterMapPolicies            = "policies"
-	filterMapStates              = "states"
-	filterMapUnanswered          = "unanswered"
-	filterProgVethwallReceived   = "vethwall_received"
-	filterProgVethwallSent       = "vethwall_sent"
-	filterProgVethwallXdp        = "vethwall_xdp"
-	filterVarDescribeFlow        = "describe_flow"
-	filterVarDescribeFlowKey     = "describe_flow_key"
-	filterVarDescribeFragmentKey = "describe_fragment_key"
+	filterMapAnswered          = "answered"
+	filterMapContainers        = "containers"
+	filterMapCounters          = "counters"
+	filterMapDeviceOverflow    = "device_overflow"
+	filterMapDevices           = "devices"
+	filterMapFragments         = "fragments"
+	filterMapNodes             = "nodes"
+	filterMapPolicies          = "policies"
+	filterMapStates            = "states"
+	filterMapUnanswered        = "unanswered"
+	filterProgVethwallReceived = "vethwall_received"
+	filterProgVethwallSent     = "vethwall_sent"
+	filterProgVethwallXdp      = "vethwall_xdp"
 )
 
 // loadFilter returns the embedded CollectionSpec for filter.
@@ -180,9 +156,6 @@ type filterMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type filterVariableSpecs struct {
-	DescribeFlow        *ebpf.VariableSpec `ebpf:"describe_flow"`
-	DescribeFlowKey     *ebpf.VariableSpec `ebpf:"describe_flow_key"`
-	DescribeFragmentKey *ebpf.VariableSpec `ebpf:"describe_fragment_key"`
 }
 
 // filterObjects contains all objects after they have been loaded into the kernel.
@@ -236,9 +209,6 @@ func (m *filterMaps) Close() error {
 //
 // It can be passed to loadFilterObjects or ebpf.CollectionSpec.LoadAndAssign.
 type filterVariables struct {
-	DescribeFlow        *ebpf.Variable `ebpf:"describe_flow"`
-	DescribeFlowKey     *ebpf.Variable `ebpf:"describe_flow_key"`
-	DescribeFragmentKey *ebpf.Variable `ebpf:"describe_fragment_key"`
 }
 
 // filterPrograms contains all programs after they have been loaded into the kernel.

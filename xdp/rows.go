@@ -238,7 +238,7 @@ func (c *compiler) judge(rules []int, matches func(int) bool) uint32 {
 			return cellRule(dropped.slot)
 		}
 		if !allowed && !c.stack[source].Policy.PassesByDefault(c.dir) {
-			return cellDefault
+			return cellDefault | uint32(source)<<8 // which source's, so that two are not taken for one
 		}
 		if allowed {
 			pass |= allowedBit

@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/json"
 	"fmt"
+	"net"
 	"net/netip"
 	"slices"
 	"strings"
@@ -93,27 +94,30 @@ func (tr *traffic) shows(t *testing.T, from *enginetest.Container, denied, allow
 	from = from.With(tr.v.Docker.With(t))
 	tr.n++
 	text := func(way string) string { return fmt.Sprintf("%d from %s by %s", tr.n, from.Name, way) }
-	for _, way := range denied {
-		if err := tr.send(from, way, text(way), false); err == nil {
-			t.Errorf("%s: an answer to %s", from.Name, way)
+	for i, err := range from.DoMany(tr.commands(denied, text, "300ms")...) {
+		if err == nil {
+			t.Errorf("%s: an answer to %s", from.Name, denied[i])
 		}
 	}
-	for _, way := range allowed {
-		if err := tr.send(from, way, text(way), true); err != nil {
-			t.Errorf("%s: %s does not pass: %v", from.Name, way, err)
+	for i, err := range from.DoMany(tr.commands(allowed, text, "5s")...) {
+		if err != nil {
+			t.Errorf("%s: %s does not pass: %v", from.Name, allowed[i], err)
 		}
 	}
-	seen := map[string]bool{}
+	arrived := map[string]map[string]int{}
 	for _, way := range denied {
 		_, name, six := tr.parse(way)
-		s := tr.sinks[name].With(tr.v.Docker.With(t))
-		if !seen[name] {
-			seen[name] = true
-			if err := tr.send(tr.marker, "443/tcp@"+name+six, text("marker"), true); err != nil {
+		if arrived[name] == nil {
+			mark := tr.commands([]string{"443/tcp@" + name + six}, func(string) string { return text("marker") }, "5s")
+			if err := tr.marker.With(tr.v.Docker.With(t)).DoMany(mark...)[0]; err != nil {
 				t.Fatalf("the marker does not arrive at %s: %v", name, err)
 			}
+			arrived[name] = map[string]int{}
+			for _, a := range tr.sinks[name].With(tr.v.Docker.With(t)).Received() {
+				arrived[name][a.Text] += a.Count
+			}
 		}
-		if n := s.Count(text(way)); n > 0 {
+		if n := arrived[name][text(way)]; n > 0 {
 			t.Errorf("%s: %s arrived %d times", from.Name, way, n)
 		}
 	}
@@ -128,28 +132,24 @@ func (tr *traffic) parse(way string) (what, sinkName, six string) {
 	return what, sinkName, ""
 }
 
-// send sends by a way and waits for the answer; where none is wanted, not for long.
-func (tr *traffic) send(from *enginetest.Container, way, text string, answer bool) error {
-	what, name, six := tr.parse(way)
-	s := tr.sinks[name]
-	addr, patience := s.v4, "300ms"
-	if six != "" {
-		addr = s.v6
+// commands are what peer must do to send by ways and to wait for the answers.
+func (tr *traffic) commands(ways []string, text func(way string) string, patience string) (out [][]string) {
+	for _, way := range ways {
+		what, name, six := tr.parse(way)
+		addr := tr.sinks[name].v4
+		if six != "" {
+			addr = tr.sinks[name].v6
+		}
+		port, proto, _ := strings.Cut(what, "/")
+		to := net.JoinHostPort(addr.String(), port)
+		switch {
+		case what == "ping":
+			out = append(out, []string{"ping", "-wait", patience, addr.String()})
+		case proto == "udp":
+			out = append(out, []string{"udp-send", "-n", "3", "-every", "1ms", "-echo", patience, to, text(way)})
+		default:
+			out = append(out, []string{"tcp-dial", "-wait", patience, to, text(way)})
+		}
 	}
-	if answer {
-		patience = "5s"
-	}
-	if what == "ping" {
-		_, err := from.Do("ping", "-wait", patience, addr.String())
-		return err
-	}
-	port, proto, _ := strings.Cut(what, "/")
-	to := "" + netip.AddrPortFrom(addr, 0).String()
-	to = strings.TrimSuffix(to, "0") + port
-	if proto == "udp" {
-		_, err := from.Do("udp-send", "-n", "3", "-every", "1ms", "-echo", patience, to, text)
-		return err
-	}
-	_, err := from.Do("tcp-dial", "-wait", patience, to, text)
-	return err
+	return out
 }

@@ -153,3 +153,21 @@ func TestDocumentedLinks(t *testing.T) {
 		}
 	}
 }
+
+// Every label that README shows is one that this version enforces.
+func TestReadmeLabels(t *testing.T) {
+	n := 0
+	for _, m := range span.FindAllStringSubmatch(fence.ReplaceAllString(documents(t)[filepath.Join(top, "README.md")], ""), -1) {
+		if !strings.HasPrefix(m[1], "xdp.") || !strings.Contains(m[1], "=") {
+			continue
+		}
+		n++
+		e := &env{stdout: io.Discard, stderr: io.Discard, getenv: func(string) string { return "" }}
+		if code := run(context.Background(), e, []string{"check", "-l", m[1]}); code != 0 {
+			t.Errorf("check -l %s: exit code %d", m[1], code)
+		}
+	}
+	if n == 0 {
+		t.Error("README shows no label")
+	}
+}

@@ -30,6 +30,16 @@ func statusOf(t *testing.T, v *enginetest.Vethwall, name string) (agent.Containe
 	return doc.Containers[0], true
 }
 
+// statusAll is what status lists.
+func statusAll(t *testing.T, v *enginetest.Vethwall) []agent.ContainerStatus {
+	t.Helper()
+	var doc struct{ Containers []agent.ContainerStatus }
+	if err := json.Unmarshal([]byte(v.MustAsk("status", "-o", "json")), &doc); err != nil {
+		t.Fatal(err)
+	}
+	return doc.Containers
+}
+
 // await returns the status of a container once ok holds for it.
 func await(t *testing.T, v *enginetest.Vethwall, name, what string, ok func(agent.ContainerStatus) bool) (s agent.ContainerStatus) {
 	t.Helper()

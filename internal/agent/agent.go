@@ -4,12 +4,17 @@
 package agent
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"maps"
 	"os"
+	"path/filepath"
 	"slices"
+	"strconv"
+	"sync"
 	"time"
 
 	"github.com/vethwall/vethwall/docker"
@@ -39,7 +44,6 @@ type Engine interface {
 type kernel interface {
 	Attach(ifindex int, t *xdp.Tables, mode xdp.Mode) error
 	Shut(ifindex int) (byFilter bool, err error)
-	Detach(ifindex int) error
 	Devices() []int
 	ByHand(ifindex int) bool
 	Sweep() error
@@ -49,13 +53,13 @@ type kernel interface {
 	DeleteRecord(id string) error
 }
 
-const (
-	// resync is the safety net under the events: what they did not tell is seen by then.
-	resync = 10 * time.Second
-	// inspectTimeout bounds one question about one container; a start that takes longer is asked about again.
-	inspectTimeout = 30 * time.Second
-	inspectors     = 8
-)
+// namespaces tells which veths of the host lead into a network namespace; xdp.Veths does.
+type namespaces interface {
+	In(path string) ([]xdp.Veth, error)
+}
+
+// resync is the safety net under the events: what they did not tell is seen by then.
+const resync = 10 * time.Second
 
 // Run keeps the kernel in step until ctx ends, and returns nil then. It returns an error only where it could
 // not begin: no engine, no right to load programs, another agent. The filters stay in force.
@@ -63,75 +67,136 @@ func Run(ctx context.Context, o Options) error {
 	if o.Connect == nil {
 		o.Connect = func(ctx context.Context) (Engine, error) { return docker.Connect(ctx) }
 	}
-	first, err := o.Connect(ctx)
+	first, err := connect(ctx, o.Connect)
 	if err != nil {
 		return err
 	}
-	filter, err := xdp.Open(o.Dir)
+	filter, err := open(o.Dir)
 	if err != nil {
 		first.Close()
 		return err
 	}
 	defer filter.Close()
+	newAgent(filter, o).run(ctx, first)
+	return nil
+}
 
-	ctx, cancel := context.WithCancel(ctx)
-	a := newAgent(filter, o)
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		a.sessions(ctx, first, o.Connect)
-	}()
-	links := make(chan struct{})
-	go func() {
-		defer close(links)
-		watchLinks(ctx, a.log, a.doorbell)
-	}()
-	defer func() { cancel(); <-done; <-links; a.inspecting.Wait() }()
-	return a.loop(ctx)
+// open opens the data plane; the default directory is made where the host has none.
+func open(dir string) (*xdp.Filter, error) {
+	if dir == xdp.DefaultDir {
+		if err := xdp.EnsureBPFFS(filepath.Dir(dir)); err != nil {
+			return nil, err
+		}
+	}
+	filter, err := xdp.Open(dir)
+	if err != nil && !errors.Is(err, xdp.ErrBusy) {
+		err = fmt.Errorf("%w; vethwall doctor says what this kernel lacks", err)
+	}
+	return filter, err
 }
 
 // container is one that the agent has heard of.
 type container struct {
 	docker.Container
-	// inspected is false until Docker has answered once, and stale says that what it answered need not hold any
-	// more; asking says that a question is out, and again that something has happened since it went out.
-	inspected, stale, asking, again bool
-	want                            want
-	asks                            bool
-	saved                           string // the record in the kernel
-	late                            map[int]uint64
+	// inspected is false until Docker has answered once, and stale says that what it answered need not hold any more.
+	inspected, stale bool
+	// asked is the session that a question is out to, and again says that something has happened since it went out.
+	asked   *session
+	again   bool
+	trouble string // the last error of a question, that the log has
+	missing int    // how many lists in a row did not have it
+	seen    bool   // its namespace was there when we last looked
+	want    want
+	asks    bool
+	saved   string // the record in the kernel
+	told    Record // what the log has
+	late    map[int]uint64
+}
+
+type agent struct {
+	kernel       kernel
+	log          *slog.Logger
+	ready        func() // nil once it was called
+	connect      func(context.Context) (Engine, error)
+	veths        func() (namespaces, error)
+	watchLinks   func(ctx context.Context, ring func())
+	detachByHand func(ifindex int) error
+	proc         string // where the host's processes are seen
+
+	containers map[string]*container
+	records    map[string]string // what an agent before this one had recorded
+	dirty      map[string]bool   // containers to look at
+	sweep      bool              // devices may be gone
+	orphans    bool              // records may belong to nobody
+	session    *session          // nil while there is no engine
+	lost       bool              // there was one, and it has not listed its containers since
+
+	news   chan func()
+	bell   chan struct{}
+	ended  chan struct{} // closed when the loop has ended
+	slots  chan struct{} // bounds how many inspects begin at once
+	beside sync.WaitGroup
 }
 
 func newAgent(k kernel, o Options) *agent {
 	return &agent{
-		kernel: k, log: o.Log, ready: o.Ready, veths: xdp.ListVeths,
-		containers: map[string]*container{}, dirty: map[string]bool{},
+		kernel: k, log: o.Log, ready: o.Ready, connect: o.Connect, proc: "/proc",
+		veths:        func() (namespaces, error) { return xdp.ListVeths() },
+		watchLinks:   func(ctx context.Context, ring func()) { xdp.WatchLinks(ctx, o.Log, ring) },
+		detachByHand: func(ifindex int) error { return xdp.DetachByHand(o.Dir, ifindex) },
+		containers:   map[string]*container{}, records: map[string]string{}, dirty: map[string]bool{},
 		news: make(chan func(), 64), slots: make(chan struct{}, inspectors), bell: make(chan struct{}, 1), ended: make(chan struct{}),
 	}
 }
 
+// run returns when ctx has ended and nothing that it started runs any more.
+func (a *agent) run(ctx context.Context, first Engine) {
+	ctx, cancel := context.WithCancel(ctx)
+	a.adopt()
+	a.beside.Go(func() { a.sessions(ctx, first) })
+	a.beside.Go(func() { a.watchLinks(ctx, a.doorbell) })
+	a.loop(ctx)
+	cancel()
+	a.beside.Wait()
+}
+
+// adopt takes over what an agent before this one had recorded. What is damaged is of no use to anybody.
+func (a *agent) adopt() {
+	records, err := a.kernel.Records()
+	if err != nil {
+		a.log.Warn("cannot read the records of the agent before this one", "error", err)
+	}
+	for id, text := range records {
+		if _, err := ParseRecord(text); err == nil {
+			a.records[id] = string(text)
+		} else if err := a.kernel.DeleteRecord(id); err != nil {
+			a.log.Warn("cannot delete a damaged record", "id", short(id), "error", err)
+		}
+	}
+}
+
 // loop owns the state. Everything that others find out comes to it as a function to call.
-func (a *agent) loop(ctx context.Context) error {
+func (a *agent) loop(ctx context.Context) {
 	defer close(a.ended)
 	tick := time.NewTicker(resync)
 	defer tick.Stop()
 	for {
 		select {
 		case <-ctx.Done():
-			return nil
+			return
 		case f := <-a.news:
 			f()
-			a.drain()
+			for range len(a.news) { // one look at the kernel serves all that has come meanwhile
+				(<-a.news)()
+			}
 		case <-a.bell:
 			a.everythingDirty()
 		case <-tick.C:
 			a.everythingDirty()
-			if a.session != nil {
-				a.relist(ctx, a.session)
-			}
+			a.relist()
 		}
 		a.reconcile()
-		if a.ready != nil && a.listed && len(a.questions()) == 0 {
+		if a.ready != nil && a.lookedAtEverything() {
 			a.ready()
 			a.ready = nil
 			if err := a.kernel.Retire(); err != nil {
@@ -141,15 +206,19 @@ func (a *agent) loop(ctx context.Context) error {
 	}
 }
 
-// drain takes the news that have come meanwhile, so that one look at the kernel serves all of them.
-func (a *agent) drain() {
-	for {
-		select {
-		case f := <-a.news:
-			f()
-		default:
-			return
-		}
+// doorbell says that some link of the host has changed.
+func (a *agent) doorbell() {
+	select {
+	case a.bell <- struct{}{}:
+	default: // it has rung already
+	}
+}
+
+// tell hands f to the loop; after the loop's end it is lost.
+func (a *agent) tell(f func()) {
+	select {
+	case a.news <- f:
+	case <-a.ended:
 	}
 }
 
@@ -160,20 +229,24 @@ func (a *agent) everythingDirty() {
 	a.sweep = true
 }
 
-// questions are the containers that Docker has been asked about and has not answered.
-func (a *agent) questions() (out []string) {
-	for id, c := range a.containers {
-		if c.asking && !c.inspected {
-			out = append(out, id)
+// lookedAtEverything says whether Docker has listed its containers and answered for each that asks for a filter, and
+// the kernel has been brought in line with the answers.
+func (a *agent) lookedAtEverything() bool {
+	if a.session == nil || !a.session.listed || len(a.dirty) > 0 {
+		return false
+	}
+	for _, c := range a.containers {
+		if !c.inspected && a.asking(c) {
+			return false
 		}
 	}
-	return out
+	return true
 }
 
 // reconcile brings every container that something may have happened to in line. The failure of one is its own: it
 // is recorded, and tried again at the next resync.
 func (a *agent) reconcile() {
-	if len(a.dirty) == 0 && !a.sweep {
+	if len(a.dirty) == 0 && !a.sweep && !a.orphans {
 		return
 	}
 	veths, err := a.veths()
@@ -193,12 +266,15 @@ func (a *agent) reconcile() {
 		if err := a.kernel.Sweep(); err != nil {
 			a.log.Warn("cannot remove what belongs to devices that are gone", "error", err)
 		}
-		a.forgetStale()
+	}
+	if a.orphans {
+		a.orphans = false
+		a.forgetOrphans()
 	}
 }
 
 // enforce brings one container in line, and its record.
-func (a *agent) enforce(c *container, veths xdp.Veths) {
+func (a *agent) enforce(c *container, veths namespaces) {
 	if !c.asks || !c.Running {
 		a.forget(c)
 		return
@@ -212,54 +288,89 @@ func (a *agent) enforce(c *container, veths xdp.Veths) {
 	}
 	r.Interfaces = Obstacles(c.Container)
 	if unattachable(c.NetworkMode) == "" {
-		r.Interfaces = append(r.Interfaces, a.interfaces(c, veths)...)
+		attached, known := a.interfaces(c, veths)
+		if !known {
+			return
+		}
+		r.Interfaces = append(r.Interfaces, attached...)
 	}
 	r.settle()
 	a.save(c, r)
 }
 
-// interfaces attaches to every veth of c, or closes it.
-func (a *agent) interfaces(c *container, veths xdp.Veths) []Interface {
+// interfaces attaches to every veth of c, or closes it. It is false where c has ended or been started again, and
+// Docker has not yet said which: the record stays as it is until then.
+func (a *agent) interfaces(c *container, veths namespaces) (out []Interface, known bool) {
 	found, err := a.vethsOf(c, veths)
 	if errors.Is(err, xdp.ErrOwnNamespace) {
-		return []Interface{{Network: c.NetworkMode, State: Unsupported, Error: "lives in the host's own network namespace: there is no veth to filter"}}
+		return []Interface{{Network: c.NetworkMode, State: Unsupported, Error: "lives in the host's own network namespace: there is no veth to filter"}}, true
 	}
 	if err != nil {
-		c.stale = true // its sandbox is gone: it has been started again, or has ended
-		return []Interface{{Network: c.NetworkMode, State: Pending, Error: oneLine(err)}}
+		fresh := !c.stale && !a.asking(c) && c.missing == 0
+		c.stale = true
+		if c.seen {
+			c.seen = false
+			a.ask(c.ID)
+			return nil, false
+		}
+		return []Interface{{Network: c.NetworkMode, State: Pending, Error: oneLine(err)}}, fresh
 	}
-	var out []Interface
+	c.seen = true
+	maps.DeleteFunc(c.late, func(ifindex int, _ uint64) bool {
+		return !slices.ContainsFunc(found, func(v xdp.Veth) bool { return v.Index == ifindex })
+	})
 	networks := place(c.Networks, found)
 	for _, v := range found {
 		i := Interface{Network: networks[v.Index], Ifname: v.Name, Ifindex: v.Index, State: Enforced}
 		if c.want.tables == nil {
-			a.shut(&i, c.want.problem)
+			err = a.shut(&i, c.want.problem)
 		} else {
-			a.attach(c, &i, v)
+			err = a.attach(c, &i, v)
+		}
+		if xdp.IsGone(err) {
+			continue // it went while we looked
 		}
 		out = append(out, i)
+	}
+	if len(found) == 0 {
+		out = unseen(c.Networks)
+	}
+	return out, true
+}
+
+// unseen are the networks of a container without any veth that should have one.
+func unseen(networks []docker.Endpoint) (out []Interface) {
+	for _, e := range networks {
+		if unfilteredDriver(e) == "" {
+			out = append(out, Interface{Network: e.Network, State: Pending, Error: "its veth is not seen from here: the agent has to run in the host's network; see vethwall doctor"})
+		}
 	}
 	return out
 }
 
 // vethsOf finds the host's ends of the veths of c by its sandbox, or where that is not visible by its process.
-func (a *agent) vethsOf(c *container, veths xdp.Veths) ([]xdp.Veth, error) {
+func (a *agent) vethsOf(c *container, veths namespaces) ([]xdp.Veth, error) {
 	found, err := veths.In(c.SandboxKey)
 	if err == nil || errors.Is(err, xdp.ErrOwnNamespace) {
 		return found, err
 	}
-	byPid, pidErr := veths.In(processNamespace(c.Pid))
+	process := filepath.Join(a.proc, strconv.Itoa(c.Pid))
+	byPid, pidErr := veths.In(filepath.Join(process, "ns/net"))
+	// By now, or in our pid namespace, the number may be another's. After the look, because it proves what came before it.
+	if group, readErr := os.ReadFile(filepath.Join(process, "cgroup")); readErr != nil || !bytes.Contains(group, []byte(c.ID)) {
+		return nil, err
+	}
 	if pidErr != nil && !errors.Is(pidErr, xdp.ErrOwnNamespace) {
 		return nil, err
 	}
 	return byPid, pidErr
 }
 
-func (a *agent) attach(c *container, i *Interface, v xdp.Veth) {
+// attach puts the policy of c into force on v, or closes it. An error means that neither was possible.
+func (a *agent) attach(c *container, i *Interface, v xdp.Veth) error {
 	known := slices.Contains(a.kernel.Devices(), v.Index)
 	if err := a.kernel.Attach(v.Index, c.want.tables, c.want.mode); err != nil {
-		a.shut(i, oneLine(err))
-		return
+		return a.shut(i, oneLine(err))
 	}
 	if !known && v.Received > 0 {
 		c.late[v.Index] = v.Received
@@ -269,47 +380,54 @@ func (a *agent) attach(c *container, i *Interface, v xdp.Veth) {
 		i.State, i.Late = Late, n
 	}
 	if a.kernel.ByHand(v.Index) {
-		i.State, i.Error = Partial, "a program attached by hand stands in place of the policy; vethwall detach puts it back"
+		i.State, i.Error = Partial, attachedByHand
 	}
+	return nil
 }
 
-// shut closes an interface of a container that must be closed.
-func (a *agent) shut(i *Interface, why string) {
+const attachedByHand = "a program attached by hand stands in place of the policy; vethwall detach puts it back"
+
+// shut closes an interface of a container that must be closed. An error means that it is open.
+func (a *agent) shut(i *Interface, why string) error {
 	i.State, i.Error = Quarantined, why
 	byFilter, err := a.kernel.Shut(i.Ifindex)
+	if err == nil && a.kernel.ByHand(i.Ifindex) {
+		err = a.detachByHand(i.Ifindex) // root's own program may stand in for a policy, but not open what is closed
+	}
 	switch {
 	case err != nil:
-		// From here on it is neither filtered nor closed; say so as loudly as can be.
-		i.State, i.Error = Pending, why+"; and it could not be closed: "+oneLine(err)
-		a.log.Error("NOT CLOSED", "veth", i.Ifname, "error", err)
+		i.State, i.Error = Pending, "NOT CLOSED: "+why+"; and it could not be closed: "+oneLine(err)
 	case !byFilter:
 		i.Error = why + "; the veth is set down"
 	}
+	return err
 }
 
 // save writes a record that has changed, and tells the log what a user would want to know.
 func (a *agent) save(c *container, r Record) {
-	text := r.encode()
-	if string(text) == c.saved {
-		return
+	if text := r.encode(); string(text) != c.saved {
+		if err := a.kernel.SaveRecord(c.ID, text); err != nil {
+			a.log.Warn("cannot write the record", "container", c.Name, "error", err)
+		} else {
+			c.saved = string(text)
+		}
 	}
-	before, _ := ParseRecord([]byte(c.saved))
-	if err := a.kernel.SaveRecord(c.ID, text); err != nil {
-		a.log.Warn("cannot write the record", "container", c.Name, "error", err)
-		return
-	}
-	c.saved = string(text)
-	if before.State == r.State && before.Error == r.Error && len(before.Interfaces) == len(r.Interfaces) {
+	before := c.told
+	c.told = r
+	if before.State == r.State && before.Error == r.Error && slices.Equal(before.Interfaces, r.Interfaces) {
 		return
 	}
 	level, why := slog.LevelInfo, r.Error
+	if r.State != Enforced {
+		level = slog.LevelWarn
+	}
 	for _, i := range r.Interfaces {
 		if why == "" {
 			why = i.Error
 		}
-	}
-	if r.State != Enforced {
-		level = slog.LevelWarn
+		if i.State == Pending && i.Ifindex != 0 {
+			level, why = slog.LevelError, fmt.Sprintf("%s: %s", i.Ifname, i.Error)
+		}
 	}
 	args := []any{"container", c.Name, "id", short(c.ID), "policy", r.Policy}
 	if why != "" {
@@ -325,6 +443,8 @@ func (a *agent) save(c *container, r Record) {
 
 // forget removes the record of a container that does not run or asks for nothing. Its filters go with its devices.
 func (a *agent) forget(c *container) {
+	c.told = Record{}
+	clear(c.late)
 	if c.saved == "" {
 		return
 	}
@@ -333,13 +453,12 @@ func (a *agent) forget(c *container) {
 		return
 	}
 	c.saved = ""
-	clear(c.late)
 }
 
-// forgetStale deletes the records of containers that Docker does not know, once none of their devices is left. That
+// forgetOrphans deletes the records of containers that Docker does not list, once none of their devices is left. That
 // a container is missing from an answer is not enough.
-func (a *agent) forgetStale() {
-	if !a.listed {
+func (a *agent) forgetOrphans() {
+	if a.session == nil || !a.session.listed {
 		return
 	}
 	records, err := a.kernel.Records()
@@ -349,16 +468,18 @@ func (a *agent) forgetStale() {
 	}
 	devices := a.kernel.Devices()
 	for id, text := range records {
-		if a.containers[id] != nil {
+		c := a.containers[id]
+		if c != nil && c.missing == 0 {
 			continue
 		}
-		r, _ := ParseRecord(text) // a damaged one has no devices that could be asked for
+		r, _ := ParseRecord(text)
 		if slices.ContainsFunc(r.Interfaces, func(i Interface) bool { return slices.Contains(devices, i.Ifindex) }) {
 			continue
 		}
-		if err := a.kernel.DeleteRecord(id); err != nil {
-			a.log.Warn("cannot delete a record", "id", short(id), "error", err)
+		if c == nil {
+			c = &container{Container: docker.Container{ID: id, Name: r.Name}, saved: string(text)}
 		}
+		a.forget(c)
 	}
 }
 
@@ -368,11 +489,4 @@ func short(id string) string { return id[:min(12, len(id))] }
 func asksAtAll(labels map[string]string) bool {
 	_, asks, err := policy.Parse(labels)
 	return asks || err != nil
-}
-
-func processNamespace(pid int) string {
-	if pid == 0 {
-		return os.DevNull
-	}
-	return "/proc/" + itoa(pid) + "/ns/net"
 }

@@ -2,75 +2,71 @@ package agent
 
 import (
 	"context"
-	"log/slog"
-	"strconv"
+	"fmt"
 	"sync"
 	"time"
 
 	"github.com/containerd/errdefs"
 
 	"github.com/vethwall/vethwall/docker"
-	"github.com/vethwall/vethwall/xdp"
 )
 
-type agent struct {
-	kernel kernel
-	log    *slog.Logger
-	ready  func() // nil once it was called
-	veths  func() (xdp.Veths, error)
+const (
+	// answerTimeout bounds one question to the engine; a start that takes longer is asked about again.
+	answerTimeout = 30 * time.Second
+	// retryAfter is when a question that failed is asked again.
+	retryAfter = time.Second
+	// maxWait is how long it takes at the most until an engine that is back is found.
+	maxWait = 2 * time.Second
+	// inspectors is how many inspects may begin at once, and patience how long one counts: an engine answers in
+	// milliseconds, or not before a start has ended, and those that wait for that are in nobody's way.
+	inspectors = 64
+	patience   = 250 * time.Millisecond
+	// ghostLists is how many lists in a row must lack a container that nobody saw destroyed. An engine that has just
+	// started may list none, and starts them all a moment later.
+	ghostLists = 4
+)
 
-	containers map[string]*container
-	dirty      map[string]bool // containers to look at
-	sweep      bool
-	session    Engine // nil while there is no engine
-	listed     bool   // Docker has listed its containers at least once
-	relisting  bool   // a list has been asked for
-
-	news       chan func()
-	bell       chan struct{}
-	ended      chan struct{} // closed when the loop has ended
-	slots      chan struct{} // bounds how many inspects are under way
-	inspecting sync.WaitGroup
+// session is a connection to one run of the engine.
+type session struct {
+	Engine
+	ctx     context.Context // ends with it
+	listing bool            // a list has been asked for
+	listed  bool            // it has listed its containers
+	trouble string          // the last error of a list, that the log has
 }
 
-func itoa(n int) string { return strconv.Itoa(n) }
-
-// doorbell says that some link of the host has changed.
-func (a *agent) doorbell() {
-	select {
-	case a.bell <- struct{}{}:
-	default: // it has rung already
-	}
-}
-
-// tell hands f to the loop; after the loop's end it is lost.
-func (a *agent) tell(f func()) {
-	select {
-	case a.news <- f:
-	case <-a.ended:
-	}
+// connect is a first contact that does not wait for ever. Through systemd's socket it waits for an engine that starts.
+func connect(ctx context.Context, to func(context.Context) (Engine, error)) (Engine, error) {
+	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
+	defer cancel()
+	return to(ctx)
 }
 
 // sessions talks to one engine after another until ctx ends. A lost engine changes nothing in the kernel.
-func (a *agent) sessions(ctx context.Context, e Engine, connect func(context.Context) (Engine, error)) {
-	wait := time.Duration(0)
+func (a *agent) sessions(ctx context.Context, e Engine) {
+	wait, lost := time.Duration(0), ""
 	for ctx.Err() == nil {
 		if e == nil {
+			sleep(ctx, wait)
+			wait = min(max(2*wait, 100*time.Millisecond), maxWait)
 			var err error
-			if e, err = connect(ctx); err != nil {
-				wait = min(max(2*wait, 100*time.Millisecond), 2*time.Second)
+			if e, err = connect(ctx, a.connect); err != nil {
+				e = nil
 				a.log.Debug("no engine", "error", err)
-				sleep(ctx, wait)
 				continue
 			}
-			a.log.Info("the engine is back")
 		}
-		wait = 0
+		began := time.Now()
 		err := a.follow(ctx, e)
 		e.Close()
 		e = nil
-		if ctx.Err() == nil {
+		if time.Since(began) > resync {
+			wait, lost = 0, ""
+		}
+		if why := fmt.Sprint(err); why != lost && ctx.Err() == nil {
 			a.log.Warn("lost the engine; the filters stay in force", "error", err)
+			lost = why
 		}
 	}
 }
@@ -88,153 +84,213 @@ func (a *agent) follow(ctx context.Context, e Engine) error {
 	defer cancel()
 	stream := e.Watch(ctx)
 	a.tell(func() {
-		a.session = e
+		a.session = &session{Engine: e, ctx: ctx}
 		for _, c := range a.containers {
 			c.stale = true // nobody heard what has happened meanwhile
 		}
-		a.relist(ctx, e)
+		a.relist()
 	})
-	defer a.tell(func() { a.session = nil })
+	defer a.tell(func() { a.session, a.lost = nil, true })
 	for event := range stream.C {
-		a.tell(func() { a.heard(ctx, e, event) })
+		a.tell(func() { a.heard(event) })
 	}
 	return stream.Err()
 }
 
-// relist asks for the list of containers beside the loop.
-func (a *agent) relist(ctx context.Context, e Engine) {
-	if a.relisting {
-		return
-	}
-	a.relisting = true
-	a.inspecting.Go(func() {
-		limited, cancel := context.WithTimeout(ctx, inspectTimeout)
-		defer cancel()
-		list, err := e.List(limited)
+// later calls f in the loop some time later, unless s has ended by then.
+func (a *agent) later(s *session, f func()) {
+	a.beside.Go(func() {
+		sleep(s.ctx, retryAfter)
 		a.tell(func() {
-			a.relisting = false
-			if err != nil {
-				if ctx.Err() == nil {
-					a.log.Warn("cannot list containers; trying again", "error", err)
-				}
-				return
+			if a.session == s {
+				f()
 			}
-			a.compare(ctx, e, list)
 		})
 	})
 }
 
-// compare takes in a list. What is not in it is forgotten only when its devices are gone.
-func (a *agent) compare(ctx context.Context, e Engine, list []docker.Summary) {
-	a.listed = true
-	a.sweep = true
-	there := map[string]bool{}
-	for _, s := range list {
-		there[s.ID] = true
-		c := a.containers[s.ID]
-		if !asksAtAll(s.Labels) {
-			continue
-		}
-		running := s.State == "running" || s.State == "paused"
-		if c == nil || c.stale || c.Running != running || c.Name != s.Name {
-			a.ask(ctx, e, s.ID)
-		}
+// complain warns of an error, once until it changes. It is over with nil.
+func (a *agent) complain(told *string, err error, what string, args ...any) {
+	text := ""
+	if err != nil {
+		text = err.Error()
 	}
-	for id, c := range a.containers {
-		if !there[id] && !c.asking {
-			a.leave(c)
-		}
+	if text != *told && err != nil {
+		a.log.Warn(what, append(args, "error", err)...)
 	}
+	*told = text
 }
 
-// leave forgets a container that Docker no longer knows. Its record stays until its devices are gone.
-func (a *agent) leave(c *container) { delete(a.containers, c.ID) }
-
-// heard takes in an event. It says where to look, no more.
-func (a *agent) heard(ctx context.Context, e Engine, event docker.Event) {
-	c := a.containers[event.ID]
-	switch event.Action {
-	case docker.ActionCreate:
-		if asksAtAll(event.Labels) {
-			a.ask(ctx, e, event.ID)
-		}
-	case docker.ActionStart, docker.ActionRename:
-		if c != nil {
-			a.ask(ctx, e, event.ID)
-		}
-	case docker.ActionConnect, docker.ActionDisconnect:
-		// An inspect would wait for a start that is under way.
-		if c != nil && c.Running {
-			a.dirty[c.ID] = true
-			a.ask(ctx, e, event.ID)
-		}
-	case docker.ActionDie:
-		if c != nil {
-			c.Running = false
-			a.dirty[c.ID] = true
-			a.sweep = true
-			a.ask(ctx, e, event.ID) // it may have been started again since
-		}
-	case docker.ActionDestroy:
-		if c != nil {
-			a.forget(c)
-			a.leave(c)
-			a.sweep = true
-		}
-	}
-}
-
-// ask inspects a container beside the loop: an answer may take as long as its start does.
-func (a *agent) ask(ctx context.Context, e Engine, id string) {
-	c := a.containers[id]
-	if c == nil {
-		c = &container{Container: docker.Container{ID: id}, stale: true, late: map[int]uint64{}}
-		a.containers[id] = c
-	}
-	if c.asking {
-		c.again = true
+// relist asks for the list of containers beside the loop.
+func (a *agent) relist() {
+	s := a.session
+	if s == nil || s.listing {
 		return
 	}
-	c.asking = true
-	a.inspecting.Go(func() {
-		select {
-		case a.slots <- struct{}{}:
-		case <-ctx.Done():
-			return
-		}
-		limited, cancel := context.WithTimeout(ctx, inspectTimeout)
-		answer, err := e.Inspect(limited, id)
-		cancel()
-		<-a.slots
-		a.tell(func() { a.answered(ctx, e, c, answer, err) })
+	s.listing = true
+	a.beside.Go(func() {
+		ctx, cancel := context.WithTimeout(s.ctx, answerTimeout)
+		defer cancel()
+		list, err := s.List(ctx)
+		a.tell(func() {
+			s.listing = false
+			if a.session != s {
+				return
+			}
+			a.complain(&s.trouble, err, "cannot list containers; trying again")
+			if err != nil {
+				a.later(s, a.relist)
+				return
+			}
+			a.compare(s, list)
+		})
 	})
 }
 
+// compare takes in a list. It may be older than an event that was heard before it, so it never has the last word on
+// a container.
+func (a *agent) compare(s *session, list []docker.Summary) {
+	if a.lost {
+		a.lost = false
+		a.log.Info("the engine is back")
+	}
+	s.listed, a.sweep, a.orphans = true, true, true
+	there := map[string]bool{}
+	for _, l := range list {
+		there[l.ID] = true
+		c := a.containers[l.ID]
+		if c == nil && !asksAtAll(l.Labels) {
+			continue
+		}
+		running := l.State == "running" || l.State == "paused"
+		if c == nil || c.stale || c.Running != running || c.Name != l.Name {
+			a.ask(l.ID)
+		}
+	}
+	for id, c := range a.containers {
+		if there[id] {
+			c.missing = 0
+			continue
+		}
+		if c.missing++; c.missing >= ghostLists {
+			delete(a.containers, id)
+		}
+	}
+}
+
+// heard takes in an event. It says where to look, no more.
+func (a *agent) heard(event docker.Event) {
+	c := a.containers[event.ID]
+	switch {
+	case event.Action == docker.ActionCreate:
+		if c != nil || asksAtAll(event.Labels) {
+			a.ask(event.ID)
+		}
+	case c == nil:
+		// It asks for nothing. One whose create event was lost is seen by the next list.
+	case event.Action == docker.ActionDestroy:
+		a.forget(c)
+		delete(a.containers, c.ID)
+		a.sweep = true
+	case event.Action == docker.ActionConnect || event.Action == docker.ActionDisconnect:
+		// One that is not up is about to start, and its start event follows.
+		if c.Running || a.asking(c) {
+			a.dirty[c.ID] = true
+			a.ask(event.ID)
+		}
+	default: // die, too: it may have been started again since
+		a.dirty[c.ID] = true
+		a.ask(event.ID)
+	}
+}
+
+// asking says whether Docker has been asked about c and is going to answer.
+func (a *agent) asking(c *container) bool { return c.asked != nil && c.asked == a.session }
+
+// ask inspects a container beside the loop: an answer may take as long as its start does. Without an engine it is
+// asked for when there is one.
+func (a *agent) ask(id string) {
+	c := a.containers[id]
+	if c == nil {
+		c = a.meet(id)
+	}
+	s := a.session
+	switch {
+	case s == nil:
+		c.stale = true
+		return
+	case a.asking(c):
+		c.again = true
+		return
+	}
+	c.asked, c.again = s, false
+	a.beside.Go(func() {
+		answer, err := a.inspect(s, id)
+		a.tell(func() { a.answered(s, c, answer, err) })
+	})
+}
+
+// meet takes up a container, with what an agent before this one has recorded of it.
+func (a *agent) meet(id string) *container {
+	c := &container{Container: docker.Container{ID: id}, stale: true, late: map[int]uint64{}, saved: a.records[id]}
+	delete(a.records, id)
+	if r, err := ParseRecord([]byte(c.saved)); err == nil {
+		for _, i := range r.Interfaces {
+			if i.Late > 0 {
+				c.late[i.Ifindex] = i.Late
+			}
+		}
+	}
+	a.containers[id] = c
+	return c
+}
+
+func (a *agent) inspect(s *session, id string) (docker.Container, error) {
+	select {
+	case a.slots <- struct{}{}:
+	case <-s.ctx.Done():
+		return docker.Container{}, s.ctx.Err()
+	}
+	release := sync.OnceFunc(func() { <-a.slots })
+	defer release()
+	defer time.AfterFunc(patience, release).Stop()
+	ctx, cancel := context.WithTimeout(s.ctx, answerTimeout)
+	defer cancel()
+	return s.Inspect(ctx, id)
+}
+
 // answered takes in what Docker says of a container.
-func (a *agent) answered(ctx context.Context, e Engine, c *container, answer docker.Container, err error) {
+func (a *agent) answered(s *session, c *container, answer docker.Container, err error) {
+	if c.asked != s || a.session != s || a.containers[c.ID] != c {
+		return // destroyed meanwhile, or asked anew of the engine that came after
+	}
 	again := c.again
-	c.asking, c.again = false, false
+	c.asked, c.again = nil, false
 	switch {
 	case errdefs.IsNotFound(err):
-		a.forget(c)
-		a.leave(c)
-		return
+		c.stale = true // the next lists decide whether it is gone
 	case err != nil:
-		if ctx.Err() == nil {
-			a.log.Warn("cannot inspect a container; trying again", "id", short(c.ID), "error", err)
-		}
+		c.stale = true
+		a.complain(&c.trouble, err, "cannot inspect a container; trying again", "id", short(c.ID))
+		a.later(s, func() {
+			if c.stale && a.containers[c.ID] == c && !a.asking(c) {
+				a.ask(c.ID)
+			}
+		})
 	default:
-		restarted := c.SandboxID != answer.SandboxID
-		if restarted {
-			clear(c.late)
-		}
-		if !c.inspected {
-			c.want, c.asks = wanted(answer)
-		}
-		c.Container, c.inspected, c.stale = answer, true, false
-		a.dirty[c.ID] = true
+		a.complain(&c.trouble, nil, "")
+		a.learn(c, answer)
 	}
-	if again && ctx.Err() == nil {
-		a.ask(ctx, e, c.ID)
+	if again {
+		a.ask(c.ID)
 	}
+}
+
+// learn takes in an answer. What c wants follows from labels, which never change, and from whether its image is known.
+func (a *agent) learn(c *container, answer docker.Container) {
+	if !c.inspected || answer.ImageKnown && !c.ImageKnown {
+		c.want, c.asks = wanted(answer)
+	}
+	c.Container, c.inspected, c.stale = answer, true, false
+	a.dirty[c.ID] = true
 }

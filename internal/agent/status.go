@@ -118,7 +118,8 @@ func interfaceStatus(r *xdp.Reader, record Record, i Interface) InterfaceStatus 
 	s.Ifname = d.Name
 	s.Hooks = append(s.Hooks, d.Hooks...)
 	s.count(d.Counts, record.Rules)
-	if lack := lacking(d, i.State); lack != "" {
+	s.byHand()
+	if lack := lacking(d, s.State); lack != "" {
 		s.State = Pending
 		s.Error = lack
 		if d.Foreign != 0 {
@@ -128,16 +129,31 @@ func interfaceStatus(r *xdp.Reader, record Record, i Interface) InterfaceStatus 
 	return s
 }
 
+// byHand corrects a record that was written before `vethwall attach` or detach.
+func (s *InterfaceStatus) byHand() {
+	stands := slices.ContainsFunc(s.Hooks, func(h xdp.Hook) bool { return h.ByHand != "" })
+	filtered := s.State == Enforced || s.State == Late
+	switch {
+	case stands && filtered:
+		s.State, s.Error = Partial, attachedByHand
+	case !stands && s.Error == attachedByHand:
+		s.State, s.Error = Enforced, ""
+		if s.Late > 0 {
+			s.State = Late
+		}
+	}
+}
+
 // lacking says what the kernel lacks of what the record promises.
 func lacking(d xdp.Device, promised State) string {
 	filtered := len(d.Hooks) > 0 && d.HasPolicy
 	switch promised {
-	case Enforced, Late:
+	case Enforced, Late, Partial:
 		if !filtered || d.Closed {
 			return "NOT FILTERED: the filter is gone from the kernel; a running agent puts it back"
 		}
 	case Quarantined:
-		if !(filtered && d.Closed) && d.Up {
+		if d.Up && (!filtered || !d.Closed) {
 			return "NOT CLOSED: it has neither a filter nor is it down; a running agent closes it"
 		}
 	}

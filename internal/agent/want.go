@@ -127,11 +127,12 @@ func place(networks []docker.Endpoint, veths []xdp.Veth) map[int]string {
 		names[veths[i].Index] = e.Network
 	}
 	// A bridge may have any name; with one of each left they belong together.
+	sure := len(open) == 1 && len(veths)-len(names) == 1
 	for _, v := range veths {
 		if names[v.Index] != "" {
 			continue
 		}
-		if len(open) == 1 && len(veths)-len(names) == 1 {
+		if sure {
 			names[v.Index] = open[0]
 		} else {
 			names[v.Index] = v.Bridge

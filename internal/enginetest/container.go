@@ -2,6 +2,7 @@ package enginetest
 
 import (
 	"encoding/json"
+	"errors"
 	"net/netip"
 	"slices"
 	"time"
@@ -70,6 +71,36 @@ func (c *Container) MustDo(command ...string) {
 	if _, err := c.Do(command...); err != nil {
 		c.d.t.Fatal(err)
 	}
+}
+
+// DoMany lets peer do several things at once, and returns their errors in the same order.
+func (c *Container) DoMany(commands ...[]string) []error {
+	c.d.t.Helper()
+	errs := make([]error, len(commands))
+	if len(commands) == 0 {
+		return errs
+	}
+	args := []string{"many"}
+	for i, cmd := range commands {
+		if i > 0 {
+			args = append(args, "--")
+		}
+		args = append(args, cmd...)
+	}
+	out, err := c.Do(args...)
+	if err != nil {
+		c.d.t.Fatal(err)
+	}
+	var texts []string
+	if err := json.Unmarshal([]byte(out), &texts); err != nil || len(texts) != len(errs) {
+		c.d.t.Fatalf("%s answers %q: %v", c.Name, out, err)
+	}
+	for i, text := range texts {
+		if text != "" {
+			errs[i] = errors.New(text)
+		}
+	}
+	return errs
 }
 
 // Arrival is a kind of thing that a serving container received, and how often. Text is the whole

@@ -19,18 +19,7 @@ const peerPackage = "github.com/vethwall/vethwall/internal/enginetest/peer"
 
 // layer is a tar archive with /peer in it, built once for all tests of a package.
 var layer = sync.OnceValues(func() ([]byte, error) {
-	dir, err := os.MkdirTemp("", Prefix)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = os.RemoveAll(dir) }()
-	bin := filepath.Join(dir, "peer")
-	build := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", bin, peerPackage)
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		return nil, fmt.Errorf("build %s: %w: %s", peerPackage, err, out)
-	}
-	content, err := os.ReadFile(bin)
+	content, err := build(peerPackage)
 	if err != nil {
 		return nil, err
 	}
@@ -40,6 +29,22 @@ var layer = sync.OnceValues(func() ([]byte, error) {
 	_, writeErr := w.Write(content)
 	return buf.Bytes(), errors.Join(err, writeErr, w.Close())
 })
+
+// build makes a static program of a package, and returns it.
+func build(pkg string) ([]byte, error) {
+	dir, err := os.MkdirTemp("", Prefix)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = os.RemoveAll(dir) }()
+	bin := filepath.Join(dir, "program")
+	cmd := exec.Command("go", "build", "-buildvcs=false", "-trimpath", "-ldflags=-s -w", "-o", bin, pkg)
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return nil, fmt.Errorf("build %s: %w: %s", pkg, err, out)
+	}
+	return os.ReadFile(bin)
+}
 
 // Image makes an image with the program peer for its entry point and returns its name. It is removed
 // when the test ends.

@@ -7,6 +7,8 @@
 //	peer udp-send [flags] ADDR:PORT TEXT    send datagrams; with -echo wait for one to come back
 //	peer tcp-dial [flags] ADDR:PORT TEXT    connect, send, wait for the echo
 //	peer ping [flags] ADDR                  ICMP echo request, wait for the reply
+//	peer many COMMAND... -- COMMAND...      do several of the above at once; prints a JSON list of their
+//	                                        errors, "" for what worked
 //	peer loop-send ADDR:PORT TEXT           send datagrams from the first instruction on, without end
 //
 // Exit code 0 means that it worked, 1 that no answer came, 2 wrong usage. That something did *not*
@@ -14,15 +16,18 @@
 package main
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
 	"os"
 	"os/signal"
+	"strings"
+	"sync"
 	"syscall"
 )
 
-var errUsage = errors.New("wrong usage; a command is one of sleep, serve, received, udp-send, tcp-dial, ping, loop-send")
+var errUsage = errors.New("wrong usage; a command is one of sleep, serve, received, udp-send, tcp-dial, ping, many, loop-send")
 
 func main() {
 	if len(os.Args) == 4 && os.Args[1] == "loop-send" {
@@ -58,8 +63,29 @@ func run(args []string) error {
 		return tcpDial(args)
 	case "ping":
 		return ping(args)
+	case "many":
+		return many(args)
 	}
 	return errUsage
+}
+
+// many runs commands, separated by "--", beside each other.
+func many(args []string) error {
+	var commands [][]string
+	for _, cmd := range strings.Split(strings.Join(args, "\x00"), "\x00--\x00") {
+		commands = append(commands, strings.Split(cmd, "\x00"))
+	}
+	errs := make([]string, len(commands))
+	var all sync.WaitGroup
+	for i, cmd := range commands {
+		all.Go(func() {
+			if err := run(cmd); err != nil {
+				errs[i] = err.Error()
+			}
+		})
+	}
+	all.Wait()
+	return json.NewEncoder(os.Stdout).Encode(errs)
 }
 
 // waitForTerm: the first process of a container ignores every signal that it has not asked for.

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"sync/atomic"
 	"time"
 )
 
@@ -80,6 +81,9 @@ func readEcho(conn net.Conn, wait time.Duration, want string) error {
 	return nil
 }
 
+// pings tells those of one process apart.
+var pings atomic.Uint32
+
 // ping sends one ICMP echo request (RFC 792, RFC 4443) through a raw socket.
 func ping(args []string) error {
 	f := flag.NewFlagSet("ping", flag.ContinueOnError)
@@ -100,7 +104,7 @@ func ping(args []string) error {
 		return err
 	}
 	defer func() { _ = conn.Close() }()
-	msg := echoRequest(request, uint16(os.Getpid()))
+	msg := echoRequest(request, uint16(os.Getpid())^uint16(pings.Add(1)))
 	if _, err := conn.Write(msg); err != nil {
 		return err
 	}

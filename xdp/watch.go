@@ -1,20 +1,21 @@
-package agent
+package xdp
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
 
 // receiveBuffer holds the link messages of a thousand containers that come and go at once.
 const receiveBuffer = 8 << 20
 
-// watchLinks rings the bell whenever a link of this network namespace changes, until ctx ends. The
-// subscription ends on any error, lost messages included: it is opened anew, and the bell rung for what
-// nobody heard.
-func watchLinks(ctx context.Context, log *slog.Logger, ring func()) {
+// WatchLinks rings whenever a link of this network namespace changes, until ctx ends. The subscription ends on any
+// error, lost messages included: it is opened anew, and ring called for what nobody heard.
+func WatchLinks(ctx context.Context, log *slog.Logger, ring func()) {
 	for ctx.Err() == nil {
 		updates := make(chan netlink.LinkUpdate, 256)
 		done := make(chan struct{})
@@ -25,7 +26,10 @@ func watchLinks(ctx context.Context, log *slog.Logger, ring func()) {
 		if err != nil {
 			log.Warn("cannot subscribe to link messages; trying again", "error", err)
 			close(done)
-			sleep(ctx, time.Second)
+			select {
+			case <-time.After(time.Second):
+			case <-ctx.Done():
+			}
 			continue
 		}
 		ring()
@@ -48,4 +52,10 @@ func forward(ctx context.Context, updates <-chan netlink.LinkUpdate, ring func()
 			return
 		}
 	}
+}
+
+// IsGone reports whether err says that a device does not exist, or no longer.
+func IsGone(err error) bool {
+	var none netlink.LinkNotFoundError
+	return errors.As(err, &none) || errors.Is(err, unix.ENODEV)
 }

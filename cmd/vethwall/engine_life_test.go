@@ -1,0 +1,193 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/vethwall/vethwall/internal/agent"
+	"github.com/vethwall/vethwall/internal/enginetest"
+)
+
+// dropUDP is what xdp.drop=udp denies and allows at sink A.
+var (
+	deniedUDP  = []string{"53/udp@A", "54/udp@A", "53/udp@A6"}
+	allowedUDP = []string{"443/tcp@A", "ping@A", "443/tcp@A6"}
+)
+
+// TestLife follows containers through what Docker does with them.
+func TestLife(t *testing.T) {
+	t.Parallel()
+	v := enginetest.Own(t).Install()
+	image := v.Image()
+	network, tr := twoSinks(t, v, image)
+	v.StartAgent()
+	start := func(t *testing.T, name string, labels ...string) *enginetest.Container {
+		t.Helper()
+		return v.With(t).Start(image, name, labelled(network, labels...))
+	}
+
+	t.Run("restart", func(t *testing.T) {
+		c := start(t, "restart", "xdp.drop=udp")
+		before := awaitFilter(t, v, c.Name, 1)
+		v.With(t).Run("restart", c.ID)
+		after := await(t, v, c.Name, "is filtered on another veth", func(s agent.ContainerStatus) bool {
+			return len(s.Interfaces) == 1 && s.Interfaces[0].Ifindex != before.Interfaces[0].Ifindex && len(s.Interfaces[0].Hooks) == 1
+		})
+		if slices.Equal(linkIDs(before), linkIDs(after)) {
+			t.Errorf("the link is that of the veth that is gone: %+v", after)
+		}
+		tr.shows(t, c, deniedUDP, allowedUDP)
+		v.With(t).Run("stop", c.ID)
+		awaitGone(t, v, c.Name)
+	})
+	t.Run("renamed, stopped, started", func(t *testing.T) {
+		c := start(t, "old", "xdp.drop=udp")
+		awaitFilter(t, v, c.Name, 1)
+		c.Name = enginetest.Prefix + "new"
+		v.With(t).Run("rename", c.ID, c.Name)
+		awaitFilter(t, v, c.Name, 1)
+		v.With(t).Run("stop", c.ID)
+		awaitGone(t, v, c.Name)
+		v.With(t).Run("start", c.ID)
+		awaitFilter(t, v, c.Name, 1)
+		tr.shows(t, c, deniedUDP, allowedUDP)
+	})
+	t.Run("created anew with other labels", func(t *testing.T) {
+		c := start(t, "labels", "xdp.drop=udp")
+		awaitFilter(t, v, c.Name, 1)
+		v.With(t).Run("rm", "--force", c.ID)
+		c = start(t, "labels", "xdp.drop=tcp")
+		if s := awaitFilter(t, v, c.ID, 1); s.Policy != "xdp.drop=tcp" {
+			t.Errorf("policy %q", s.Policy)
+		}
+		tr.shows(t, c, []string{"443/tcp@A", "25/tcp@A6"}, []string{"53/udp@A", "ping@A6"})
+		v.With(t).Run("rm", "--force", c.ID)
+		c = start(t, "labels")
+		tr.shows(t, c, nil, append(deniedUDP, allowedUDP...))
+	})
+	t.Run("second network", func(t *testing.T) {
+		v := v.With(t)
+		second := v.Network("second", "--subnet", "198.51.100.0/24")
+		other := v.Serve(image, "sink-c", []string{"--network", second}, "53/udp", "443/tcp")
+		tr.sinks["C"] = sink{Container: other, v4: other.Addr(second, 4)}
+		v.Run("network", "connect", second, tr.marker.ID)
+		c := start(t, "joins", "xdp.drop=udp")
+		awaitFilter(t, v, c.Name, 1)
+		v.Run("network", "connect", second, c.ID)
+		s := awaitFilter(t, v, c.Name, 2)
+		if s.Interfaces[0].Network == s.Interfaces[1].Network || s.Interfaces[0].Ifindex == s.Interfaces[1].Ifindex {
+			t.Errorf("two networks on two veths expected: %+v", s.Interfaces)
+		}
+		tr.shows(t, c, []string{"53/udp@C", "53/udp@A"}, []string{"443/tcp@C", "443/tcp@A"})
+		v.Run("network", "disconnect", network, c.ID)
+		if s := awaitFilter(t, v, c.Name, 1); s.Interfaces[0].Network != second {
+			t.Errorf("left with %+v, want network %s", s.Interfaces[0], second)
+		}
+		tr.shows(t, c, []string{"53/udp@C"}, []string{"443/tcp@C"})
+	})
+	t.Run("equal policies", func(t *testing.T) {
+		var all []*enginetest.Container
+		for i := range 4 {
+			all = append(all, start(t, fmt.Sprintf("equal-%d", i), "xdp.drop=udp"))
+		}
+		for _, c := range all {
+			awaitFilter(t, v, c.Name, 1)
+		}
+		v.With(t).Run("rm", "--force", all[0].ID, all[2].ID)
+		for _, c := range []*enginetest.Container{all[1], all[3]} {
+			before, _ := statusOf(t, v, c.Name)
+			tr.shows(t, c, deniedUDP, allowedUDP)
+			// Counted each for itself: three datagrams a way.
+			if after, _ := statusOf(t, v, c.Name); drops(after)-drops(before) != 9 {
+				t.Errorf("%s: %d packets dropped, then %d, 9 were sent", c.Name, drops(before), drops(after))
+			}
+		}
+	})
+	t.Run("paused", func(t *testing.T) {
+		c := start(t, "paused", "xdp.drop=udp")
+		before := awaitFilter(t, v, c.Name, 1)
+		v.With(t).Run("pause", c.ID)
+		if s := awaitFilter(t, v, c.Name, 1); !slices.Equal(linkIDs(before), linkIDs(s)) {
+			t.Errorf("another link: %+v", s)
+		}
+		v.With(t).Run("unpause", c.ID)
+		tr.shows(t, c, deniedUDP, allowedUDP)
+	})
+	t.Run("short lives", func(t *testing.T) {
+		v := v.With(t)
+		// In front, so that each life is over when its command is.
+		for i := range 3 {
+			v.Run("run", "--rm", "--name", fmt.Sprint(enginetest.Prefix, "short-", i), "--network", network, "--label", "xdp.drop=udp",
+				image, "udp-send", addrA4+":54", "short")
+		}
+		loop := v.Start(image, "crash-loop", append(labelled(network, "xdp.drop=udp"), "--restart", "always"), "no-such-command")
+		v.Wait("three crashes", func() error {
+			if n := v.Run("inspect", "--format", "{{.RestartCount}}", loop.ID); n < "3" {
+				return fmt.Errorf("%s so far", n)
+			}
+			return nil
+		})
+		v.Run("rm", "--force", loop.ID)
+		settled(t, v)
+	})
+	t.Run("nothing is left of what has ended", func(t *testing.T) {
+		ids := v.With(t).Run("ps", "--quiet", "--filter", "label=xdp.drop")
+		v.With(t).Run(append([]string{"rm", "--force"}, strings.Fields(ids)...)...)
+		settled(t, v)
+		if with := v.With(t).Filtered(); len(with) > 0 {
+			t.Errorf("programs on %v", with)
+		}
+		if out := v.MustAsk("status", "-o", "json"); out != "{\n  \"schema\": 1,\n  \"containers\": []\n}\n" {
+			t.Errorf("status %s", out)
+		}
+	})
+}
+
+// awaitGone returns when the kernel keeps nothing of a container that does not run.
+func awaitGone(t *testing.T, v *enginetest.Vethwall, name string) {
+	t.Helper()
+	v.With(t).Wait("the record of "+name+" is gone", func() error {
+		if s, there := statusOf(t, v, name); there {
+			return fmt.Errorf("%+v", s)
+		}
+		return nil
+	})
+}
+
+// settled returns when the records are those of running containers, and the pins those of their veths.
+func settled(t *testing.T, v *enginetest.Vethwall) {
+	t.Helper()
+	v.With(t).Wait("records and pins of what has ended are gone", func() error {
+		running := strings.Fields(v.With(t).Run("ps", "--quiet", "--no-trunc"))
+		var want []string
+		for _, c := range statusAll(t, v) {
+			if !slices.Contains(running, c.ID) {
+				return fmt.Errorf("%s does not run: %+v", c.Name, c)
+			}
+			for _, i := range c.Interfaces {
+				want = append(want, fmt.Sprintf("%d-xdp", i.Ifindex))
+			}
+		}
+		if have := pins(t, v); !slices.Equal(have, slices.Sorted(slices.Values(want))) {
+			return fmt.Errorf("links %v are pinned, want %v", have, want)
+		}
+		return nil
+	})
+}
+
+// pins are the names of the pinned links, in order.
+func pins(t *testing.T, v *enginetest.Vethwall) (names []string) {
+	t.Helper()
+	entries, err := os.ReadDir(filepath.Join(v.Dir, "links"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		names = append(names, e.Name())
+	}
+	return names
+}

@@ -1,0 +1,124 @@
+package agent
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/vethwall/vethwall/docker"
+	"github.com/vethwall/vethwall/policy"
+	"github.com/vethwall/vethwall/xdp"
+)
+
+func TestWorst(t *testing.T) {
+	for i, better := range states {
+		for _, worse := range states[i:] {
+			if Worst(better, worse) != worse || Worst(worse, better) != worse {
+				t.Errorf("%s is not better than %s", better, worse)
+			}
+		}
+	}
+}
+
+// What a record promises and the kernel does not have is said, and nothing else is.
+func TestLacking(t *testing.T) {
+	filtered := xdp.Device{Up: true, HasPolicy: true, Hooks: []xdp.Hook{{}}}
+	closed, down, bare, policyOnly := filtered, xdp.Device{HasPolicy: true, Closed: true}, xdp.Device{Up: true}, xdp.Device{Up: true, HasPolicy: true}
+	closed.Closed = true
+	for _, tc := range []struct {
+		name     string
+		device   xdp.Device
+		promised State
+		lack     bool
+	}{
+		{"filtered", filtered, Enforced, false},
+		{"late", filtered, Late, false},
+		{"by hand", filtered, Partial, false},
+		{"no filter", bare, Enforced, true},
+		{"no filter, late", bare, Late, true},
+		{"no program by hand", bare, Partial, true},
+		{"a policy and no hook", policyOnly, Enforced, true},
+		{"closed instead", closed, Enforced, true},
+		{"closed", closed, Quarantined, false},
+		{"down", down, Quarantined, false},
+		{"open", filtered, Quarantined, true},
+		{"bare", bare, Quarantined, true},
+		{"pending", bare, Pending, false},
+		{"unsupported", bare, Unsupported, false},
+	} {
+		if got := lacking(tc.device, tc.promised); (got != "") != tc.lack {
+			t.Errorf("%s: %q", tc.name, got)
+		}
+	}
+}
+
+func TestByHandInStatus(t *testing.T) {
+	program := []xdp.Hook{{ByHand: "dropper"}}
+	for _, tc := range []struct {
+		name string
+		have InterfaceStatus
+		want State
+	}{
+		{"attached since", InterfaceStatus{State: Enforced, Hooks: program}, Partial},
+		{"attached since, late", InterfaceStatus{State: Late, Late: 1, Hooks: program}, Partial},
+		{"still attached", InterfaceStatus{State: Partial, Error: attachedByHand, Hooks: program}, Partial},
+		{"detached since", InterfaceStatus{State: Partial, Error: attachedByHand, Hooks: []xdp.Hook{{}}}, Enforced},
+		{"detached since, late", InterfaceStatus{State: Partial, Late: 1, Error: attachedByHand}, Late},
+		{"never attached", InterfaceStatus{State: Enforced, Hooks: []xdp.Hook{{}}}, Enforced},
+		{"closed", InterfaceStatus{State: Quarantined, Hooks: program}, Quarantined},
+	} {
+		s := tc.have
+		s.byHand()
+		if s.State != tc.want || (s.Error == attachedByHand) != (tc.want == Partial) {
+			t.Errorf("%s: %s, %q", tc.name, s.State, s.Error)
+		}
+	}
+}
+
+func TestCount(t *testing.T) {
+	var s InterfaceStatus
+	s.count([]xdp.Count{
+		{Reason: policy.Pass, Packets: 5, Bytes: 500},
+		{Reason: policy.ByRule, Slot: 0, Packets: 1, Bytes: 60},
+		{Reason: policy.ByRule, Slot: 1, Packets: 3, Bytes: 180},
+		{Reason: policy.ByRule, Slot: 9, Packets: 2, Bytes: 120},
+	}, []string{"udp", "tcp"})
+	if s.Packets.Passed != 5 || s.Packets.Dropped != 6 {
+		t.Errorf("%+v", s.Packets)
+	}
+	var got []string
+	for _, d := range s.Drops {
+		got = append(got, d.Rule)
+	}
+	if want := "tcp tcp udp"; strings.Join(got, " ") != want {
+		t.Errorf("%q, want %q: most first, what has no slot under the last", got, want)
+	}
+}
+
+func TestFind(t *testing.T) {
+	a := ContainerStatus{ID: "aa" + strings.Repeat("0", 62), Name: "web"}
+	b := ContainerStatus{ID: "bb" + strings.Repeat("0", 62), Name: "aa"}
+	all := []ContainerStatus{a, b}
+	for name, want := range map[string]string{"web": "web", "aa": "aa", a.ID: "web", "aa0": "web", "bb": "aa", "b": "", "": "", "ccc": ""} {
+		got, ok := Find(all, name)
+		if got.Name != want || ok != (want != "") {
+			t.Errorf("%q finds %q, %t", name, got.Name, ok)
+		}
+	}
+}
+
+func TestUnseen(t *testing.T) {
+	list := []docker.Summary{
+		{ID: "1", Name: "seen", State: "running", Labels: map[string]string{"xdp.drop": "udp"}},
+		{ID: "2", Name: "open", State: "running", Labels: map[string]string{"xdp.drop": "udp"}},
+		{ID: "3", Name: "wrong", State: "paused", Labels: map[string]string{"xdp.drop": "upd"}},
+		{ID: "4", Name: "free", State: "running"},
+		{ID: "5", Name: "ended", State: "exited", Labels: map[string]string{"xdp.drop": "udp"}},
+	}
+	var got []string
+	for _, c := range Unseen([]ContainerStatus{{ID: "1"}}, list) {
+		got = append(got, c.Name+" "+string(c.State))
+	}
+	if want := "free unfiltered, open pending, wrong pending"; strings.Join(got, ", ") != want {
+		t.Errorf("%q, want %q", got, want)
+	}
+}

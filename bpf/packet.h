@@ -61,6 +61,8 @@ struct packet {
 	__u32 src[4]; /* host byte order; IPv4 in [0] */
 	__u32 dst[4];
 	__u32 id; /* of a fragment */
+	__u32 quote; /* where the quote of an ICMP error begins, and where it ends at the latest, */
+	__u32 limit; /* in bytes from the begin of the frame */
 	__u16 sport; /* host byte order; of an ICMP echo the identifier, of other ICMP 0 */
 	__u16 dport; /* of an ICMP echo 0, of other ICMP the type */
 	__u8 family; /* 4, 6, or 0 when there are no addresses */
@@ -381,14 +383,18 @@ static __always_inline int same_address(const __u32 *a, const __u32 *b)
  * An ICMP error goes the way that the packet which it quotes came, so it is judged as that packet turned
  * round. Leaves p, with its own addresses, for one that cannot be.
  */
-static __always_inline int turn_quote(struct packet *p, struct cursor *c)
+static __always_inline int turn_quote(void *data, void *end, struct packet *p)
 {
+	struct cursor c = { data, end, data, p->limit };
 	struct packet q = {};
 
+	if (p->quote > MAX_OFFSET)
+		return 0;
+	c.pos = data + p->quote;
 	if (p->family == 4)
-		read_ipv4(c, &q, READ_QUOTE);
+		read_ipv4(&c, &q, READ_QUOTE);
 	else
-		read_ipv6(c, &q, READ_QUOTE);
+		read_ipv6(&c, &q, READ_QUOTE);
 	if (q.reason != REASON_PASS || q.quotes || !same_address(q.src, p->dst))
 		return 0;
 	p->proto = q.proto;
@@ -448,6 +454,6 @@ static __always_inline void read_frame(void *data, void *end, __u32 length, enum
 		return;
 	}
 	/* The header of an error is 8 bytes in both families. */
-	if (p->quotes && (!settle(&c) || !turn_quote(p, &c)))
-		unknown_proto(p, REASON_BAD_QUOTE);
+	p->quote = offset(&c);
+	p->limit = c.limit;
 }

@@ -12,6 +12,11 @@
 /* All headers of nearly every packet. */
 #define USUAL_HEADERS 128
 
+__noinline int turn_skb(struct __sk_buff *skb, struct packet *p)
+{
+	return p && turn_quote((void *)(long)skb->data, (void *)(long)skb->data_end, p);
+}
+
 /*
  * At tc only the linear part of a packet can be read, and a sender decides how much that is (an AF_PACKET
  * ring leaves none of the IP header in it). So pull what is usual, and where that was not enough, all.
@@ -33,6 +38,8 @@ __noinline int read_skb(struct __sk_buff *skb, __u32 d, struct packet *p)
 		data = (void *)(long)skb->data;
 		end = (void *)(long)skb->data_end;
 		read_frame(data, end, skb->len, d, &fresh);
+		if (fresh.quotes && !turn_skb(skb, &fresh))
+			unknown_proto(&fresh, REASON_BAD_QUOTE);
 		*p = fresh;
 		if (fresh.reason == REASON_PASS || end - data >= skb->len)
 			break;

@@ -3,6 +3,12 @@
 
 #include "flow.h"
 
+/* Functions that are not static are read by the verifier once, whatever their caller knows. */
+__noinline int turn_xdp(struct xdp_md *ctx, struct packet *p)
+{
+	return p && turn_quote((void *)(long)ctx->data, (void *)(long)ctx->data_end, p);
+}
+
 SEC("xdp")
 int vethwall_xdp(struct xdp_md *ctx)
 {
@@ -16,6 +22,8 @@ int vethwall_xdp(struct xdp_md *ctx)
 		struct packet p = {};
 
 		read_frame(data, end, end - data, EGRESS, &p);
+		if (p.quotes && !turn_xdp(ctx, &p))
+			unknown_proto(&p, REASON_BAD_QUOTE);
 		v = judge_packet(policy, &device, &p, EGRESS);
 	}
 	count(&device, EGRESS, v, end - data);

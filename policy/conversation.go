@@ -125,7 +125,8 @@ func (c *Conversations) Verdict(s Stack, dir Direction, frame []byte, now time.D
 		return s.alone(dir, pkt)
 	}
 	v := c.converse(s, dir, asks, pkt.isError(), now)
-	if v.Reason == Pass && pkt.first {
+	// An ICMP error is never so long that it has to be fragmented (RFC 1812 4.3.2.3, RFC 4443 2.4).
+	if v.Reason == Pass && pkt.first && !pkt.isError() {
 		c.rememberFirst(pkt, now)
 	}
 	return v

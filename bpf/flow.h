@@ -58,7 +58,7 @@ static __always_inline void flow_key(const struct packet *p, enum direction d, s
 	if (p->echo) {
 		/* A request the other way is another conversation, although it may have the same number. */
 		k->local_port = p->sport;
-		k->peer_port = (p->echo == ECHO_REQUEST) == (d == EGRESS);
+		k->peer_port = 0x100 | ((p->echo == ECHO_REQUEST) == (d == EGRESS));
 	} else if (p->proto == IPPROTO_ICMP || p->proto == IPPROTO_ICMPV6) {
 		k->local_port = 0;
 		k->peer_port = p->dport;
@@ -97,6 +97,11 @@ static __always_inline void note_tcp(struct flow *f, const struct packet *p)
 		f->closing = 1;
 }
 
+static __always_inline int is_syn(const struct packet *p)
+{
+	return p->proto == IPPROTO_TCP && (p->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
+}
+
 /*
  * A packet of a conversation that somebody has opened: 1 and the verdict, or 0 where there is none.
  */
@@ -107,6 +112,11 @@ static __always_inline int goes_on(const struct policy *policy, const struct sta
 	struct flow *f = bpf_map_lookup_elem(s->answered, k);
 	struct flow answered = {};
 
+	/* After its end the same ports open another. */
+	if (f && f->closing && is_syn(p)) {
+		bpf_map_delete_elem(s->answered, k);
+		return 0;
+	}
 	if (f && now - f->seen < idle_time(f, k->proto)) {
 		*v = may_go_on(policy, f, k);
 		if (v->reason != REASON_PASS) {
@@ -126,6 +136,10 @@ static __always_inline int goes_on(const struct policy *policy, const struct sta
 	f = bpf_map_lookup_elem(s->unanswered, k);
 	if (!f || now - f->seen >= UNANSWERED_TIMEOUT)
 		return 0;
+	if (f->closing && is_syn(p)) {
+		bpf_map_delete_elem(s->unanswered, k);
+		return 0;
+	}
 	*v = may_go_on(policy, f, k);
 	if (v->reason != REASON_PASS) {
 		bpf_map_delete_elem(s->unanswered, k);
@@ -176,26 +190,30 @@ static __always_inline void fragment_key(const struct packet *p, struct fragment
 		k->dst[i] = p->dst[i];
 	}
 	k->id = p->id;
-	k->proto = p->proto;
+	k->proto = p->part_proto;
 	k->family = p->family;
 }
 
-static __always_inline int follows_first(const struct state *s, const struct packet *p, __u64 now)
+static __always_inline int follows_first(const struct policy *policy, const struct state *s,
+					 const struct packet *p, __u64 now)
 {
 	struct fragment_key k = {};
-	__u64 *seen;
+	struct first_fragment *first;
 
 	fragment_key(p, &k);
-	seen = bpf_map_lookup_elem(s->fragments, &k);
-	return seen && now - *seen < FRAGMENT_TIMEOUT;
+	first = bpf_map_lookup_elem(s->fragments, &k);
+	return first && first->generation == policy->generation &&
+	       now - first->seen < FRAGMENT_TIMEOUT && p->part_from >= first->end;
 }
 
-static __always_inline void note_first(const struct state *s, const struct packet *p, __u64 now)
+static __always_inline void note_first(const struct policy *policy, const struct state *s,
+				       const struct packet *p, __u64 now)
 {
+	struct first_fragment first = { now, p->part_to, policy->generation };
 	struct fragment_key k = {};
 
 	fragment_key(p, &k);
-	bpf_map_update_elem(s->fragments, &k, &now, BPF_ANY);
+	bpf_map_update_elem(s->fragments, &k, &first, BPF_ANY);
 }
 
 /*
@@ -212,7 +230,7 @@ __noinline __u32 converse(const struct policy *policy, const struct packet *p, _
 
 	if (!policy || !p || d > INGRESS || !find_state(block, &s))
 		return CELL_NO_POLICY;
-	if (p->fragment == LATER_FRAGMENT && follows_first(&s, p, now))
+	if (p->fragment == LATER_FRAGMENT && follows_first(policy, &s, p, now))
 		return CELL;
 	flow_key(p, d, &k);
 	/* What could not be read, is not IP, or goes to many is judged alone. */
@@ -223,7 +241,7 @@ __noinline __u32 converse(const struct policy *policy, const struct packet *p, _
 		if (p->quotes)
 			return CELL | REASON_BAD_QUOTE;
 		v = verdict_of(find_cell_called(policy, d, p->service, &k), 0);
-		if (p->proto == IPPROTO_TCP && (p->tcp_flags & (TCP_SYN | TCP_ACK)) != TCP_SYN)
+		if (p->proto == IPPROTO_TCP && !is_syn(p))
 			v = judge_midstream(policy, p, d, &k, v);
 		if (v.reason != REASON_PASS)
 			return cell_of(v);
@@ -235,8 +253,8 @@ __noinline __u32 converse(const struct policy *policy, const struct packet *p, _
 		if (bpf_map_update_elem(s.unanswered, &k, &f, BPF_ANY))
 			v.reason = REASON_TABLE_FULL;
 	}
-	if (v.reason == REASON_PASS && p->fragment == FIRST_FRAGMENT)
-		note_first(&s, p, now);
+	if (v.reason == REASON_PASS && p->fragment == FIRST_FRAGMENT && !p->quotes)
+		note_first(policy, &s, p, now);
 	return cell_of(v);
 }
 

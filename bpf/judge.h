@@ -6,7 +6,7 @@
 #include "tree.h"
 
 /*
- * A cell is a verdict: bit 31, the rule's slot of the counter block << 8, the reason; ALLOWED where an
+ * A cell is a verdict: bit 31, the direction and slot of the rule's counter << 8, the reason; ALLOWED where an
  * allow rule says that it passes, and not a default.
  * REASON_UNREADABLE stands for the reason for which the packet could not be read.
  *
@@ -37,7 +37,7 @@ struct rest {
 
 struct verdict {
 	__u8 reason;
-	__u8 rule; /* slot, where reason is REASON_RULE */
+	__u8 rule; /* direction * RULE_SLOTS + slot, where reason is REASON_RULE */
 	__u8 allowed; /* by an allow rule */
 };
 
@@ -107,7 +107,7 @@ static __always_inline struct verdict verdict_of(__u32 cell, __u8 why)
 	struct verdict v;
 
 	v.reason = cell & 0xff;
-	v.rule = cell >> 8 & (RULE_SLOTS - 1);
+	v.rule = cell >> 8 & (2 * RULE_SLOTS - 1);
 	v.allowed = !!(cell & ALLOWED);
 	if (v.reason == REASON_UNREADABLE)
 		v.reason = why;
@@ -147,8 +147,9 @@ static __always_inline void count(const struct device *d, enum direction directi
 
 	if (!block)
 		return;
-	c = v.reason == REASON_RULE ? &block->rule[direction][v.rule & (RULE_SLOTS - 1)] :
-				      &block->reason[direction][v.reason & (REASON_SLOTS - 1)];
+	c = v.reason == REASON_RULE ?
+		    &block->rule[v.rule / RULE_SLOTS & 1][v.rule & (RULE_SLOTS - 1)] :
+		    &block->reason[direction][v.reason & (REASON_SLOTS - 1)];
 	c->packets++;
 	c->bytes += bytes;
 }

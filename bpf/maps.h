@@ -87,7 +87,7 @@ struct counter {
 
 struct counter_block {
 	struct counter reason[2][REASON_SLOTS]; /* by direction; [.][REASON_RULE] stays 0 */
-	struct counter rule[2][RULE_SLOTS]; /* by direction; they name its own rules */
+	struct counter rule[2][RULE_SLOTS]; /* by the direction that the rules are of */
 };
 
 /* Key of a record: container id, part number. */
@@ -151,7 +151,7 @@ struct flow_key {
 	__u32 local[4]; /* the container's; host byte order, IPv4 in [0] */
 	__u32 peer[4];
 	__u16 local_port; /* host byte order; of an ICMP echo the identifier, of other ICMP 0 */
-	__u16 peer_port; /* of an ICMP echo who asked, of other ICMP the type */
+	__u16 peer_port; /* of an ICMP echo 0x100 and whether the container asked, of other ICMP the type */
 	__u8 proto;
 	__u8 family; /* 4 or 6 */
 	__u16 zero;
@@ -166,7 +166,16 @@ struct flow {
 	__u8 zero[6];
 };
 
-/* The first fragment of a packet has passed: its later ones may. */
+/*
+ * The first fragment of a packet has passed: later ones may, unless they overlap it and could put other headers in the
+ * place of its own (RFC 1858, RFC 5722).
+ */
+struct first_fragment {
+	__u64 seen; /* ns since boot, coarse */
+	__u32 end; /* of what it has, in bytes */
+	__u32 generation; /* of the policy that let it pass */
+};
+
 struct fragment_key {
 	__u32 src[4];
 	__u32 dst[4];
@@ -199,7 +208,7 @@ struct fragments_map {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, MAX_FRAGMENTED);
 	__uint(key_size, sizeof(struct fragment_key));
-	__uint(value_size, sizeof(__u64)); /* when, ns since boot, coarse */
+	__uint(value_size, sizeof(struct first_fragment));
 };
 
 /* Which state a counter block's device has, and the maps of each state: those of a container's devices are one. */

@@ -60,7 +60,9 @@ struct packet {
 	__u32 reverse; /* service key if it answers instead; TCP, UDP and SCTP only, else service */
 	__u32 src[4]; /* host byte order; IPv4 in [0] */
 	__u32 dst[4];
-	__u32 id; /* of a fragment */
+	__u32 id; /* of the packet that this is a fragment of */
+	__u32 part_from; /* what this fragment has of it, in bytes; */
+	__u32 part_to; /* exclusive */
 	__u32 quote; /* where the quote of an ICMP error begins, and where it ends at the latest, */
 	__u32 limit; /* in bytes from the begin of the frame */
 	__u16 sport; /* host byte order; of an ICMP echo the identifier, of other ICMP 0 */
@@ -73,6 +75,7 @@ struct packet {
 	__u8 tcp_flags;
 	__u8 echo; /* an ICMP echo: ECHO_REQUEST or ECHO_REPLY */
 	__u8 fragment; /* FIRST_FRAGMENT or LATER_FRAGMENT */
+	__u8 part_proto; /* in IPv6 of the first header that is fragmented */
 	__u8 quotes; /* an ICMP error: all else here is of the packet that it quotes, turned round */
 };
 
@@ -257,8 +260,11 @@ static __always_inline void read_ipv4(struct cursor *c, struct packet *p, enum r
 	p->src[0] = bpf_ntohl(ip->saddr);
 	p->dst[0] = bpf_ntohl(ip->daddr);
 	p->proto = ip->protocol;
-	p->id = ip->id;
 	fragment = bpf_ntohs(ip->frag_off);
+	p->id = ip->id;
+	p->part_proto = ip->protocol;
+	p->part_from = (fragment & 0x1fff) * 8;
+	p->part_to = p->part_from + total - header;
 	if (fragment & 0x1fff) {
 		p->fragment = LATER_FRAGMENT;
 		return unknown_service(p, ip->protocol, REASON_FRAGMENT);
@@ -347,6 +353,9 @@ static __always_inline void read_ipv6(struct cursor *c, struct packet *p, enum r
 
 			proto = ext[0];
 			p->id = *(__u32 *)(ext + 4);
+			p->part_proto = proto;
+			p->part_from = fragment & 0xfff8;
+			p->part_to = p->part_from + c->limit - offset(c);
 			if (fragment & 0xfff8) {
 				p->fragment = LATER_FRAGMENT;
 				p->proto = proto;

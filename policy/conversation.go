@@ -101,8 +101,9 @@ type fragmentKey struct {
 
 // firstFragment is what is remembered of one that has passed.
 type firstFragment struct {
-	end  int // the first byte that it does not have
-	seen time.Duration
+	end   int // the first byte that it does not have
+	seen  time.Duration
+	under string // the policy that let it pass
 }
 
 // Verdict judges one frame in direction dir at time now, under s, and remembers what it says about conversations.
@@ -114,7 +115,7 @@ func (c *Conversations) Verdict(s Stack, dir Direction, frame []byte, now time.D
 	switch {
 	case !s.Stateful() || pkt.builtIn(dir):
 		return s.alone(dir, pkt)
-	case pkt.later && c.followsFirst(pkt, now):
+	case pkt.later && c.followsFirst(s, pkt, now):
 		return passes
 	}
 	asks := pkt
@@ -127,7 +128,7 @@ func (c *Conversations) Verdict(s Stack, dir Direction, frame []byte, now time.D
 	v := c.converse(s, dir, asks, pkt.isError(), now)
 	// An ICMP error is never so long that it has to be fragmented (RFC 1812 4.3.2.3, RFC 4443 2.4).
 	if v.Reason == Pass && pkt.first && !pkt.isError() {
-		c.rememberFirst(pkt, now)
+		c.rememberFirst(s, pkt, now)
 	}
 	return v
 }
@@ -146,6 +147,9 @@ func isToMany(dst netip.Addr) bool {
 // what an ICMP error is about.
 func (c *Conversations) converse(s Stack, dir Direction, pkt packet, quoted bool, now time.Duration) Verdict {
 	key := keyOf(dir, pkt)
+	if open := c.find(key, now); open != nil && open.closing && isSYN(pkt) {
+		delete(c.open, key)
+	}
 	if open := c.find(key, now); open != nil {
 		// Under the policy that it was opened under this is always a pass; under another it is the
 		// conversation's end, or not.
@@ -163,7 +167,7 @@ func (c *Conversations) converse(s Stack, dir Direction, pkt packet, quoted bool
 	}
 	question := subject{true, pkt.peer(dir), pkt.proto, pkt.service}
 	v := s.judge(dir, question)
-	if v.Reason == Pass && pkt.proto == protoTCP && pkt.flags&(flagSYN|flagACK) != flagSYN {
+	if v.Reason == Pass && pkt.proto == protoTCP && !isSYN(pkt) {
 		v = s.judgeMidstream(dir, pkt)
 	}
 	if v.Reason == Pass {
@@ -232,6 +236,11 @@ func (c *Conversations) numAnswered(now time.Duration) int {
 	return n
 }
 
+// isSYN reports whether pkt opens a TCP connection. On the ports of one that has ended it opens another.
+func isSYN(pkt packet) bool {
+	return pkt.proto == protoTCP && pkt.flags&(flagSYN|flagACK) == flagSYN
+}
+
 // closes reports whether pkt ends a TCP connection, or one half of it.
 func closes(pkt packet) bool { return pkt.flags&(flagFIN|flagRST) != 0 }
 
@@ -291,16 +300,24 @@ func keyOf(dir Direction, pkt packet) conversationKey {
 
 // followsFirst reports whether a later fragment follows a first one that has passed, and leaves it as it was: one
 // that overlaps the first could put another header in its place (RFC 1858, RFC 5722).
-func (c *Conversations) followsFirst(pkt packet, now time.Duration) bool {
+func (c *Conversations) followsFirst(s Stack, pkt packet, now time.Duration) bool {
 	first, ok := c.firsts[fragmentKeyOf(pkt)]
-	return ok && now-first.seen < fragmentTime && pkt.part.from >= first.end
+	return ok && first.under == s.text() && now-first.seen < fragmentTime && pkt.part.from >= first.end
 }
 
-func (c *Conversations) rememberFirst(pkt packet, now time.Duration) {
+func (c *Conversations) rememberFirst(s Stack, pkt packet, now time.Duration) {
 	if c.firsts == nil {
 		c.firsts = map[fragmentKey]firstFragment{}
 	}
-	c.firsts[fragmentKeyOf(pkt)] = firstFragment{pkt.part.to, now}
+	c.firsts[fragmentKeyOf(pkt)] = firstFragment{pkt.part.to, now, s.text()}
+}
+
+// text tells stacks apart.
+func (s Stack) text() (out string) {
+	for _, source := range s {
+		out += source.Origin + "(" + source.Policy.Text() + ")"
+	}
+	return out
 }
 
 func fragmentKeyOf(pkt packet) fragmentKey {

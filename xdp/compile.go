@@ -38,7 +38,7 @@ func Compile(s policy.Stack) (*Tables, error) {
 	if err := enforceable(s); err != nil {
 		return nil, err
 	}
-	t := &Tables{Stateful: stateful(s)}
+	t := &Tables{Stateful: s.Stateful()}
 	f := newForest()
 	for _, dir := range []policy.Direction{policy.Egress, policy.Ingress} {
 		rules := t.slotted(s, dir)
@@ -51,30 +51,6 @@ func Compile(s policy.Stack) (*Tables, error) {
 	t.nodes, t.flat = f.nodes, f.flat
 	t.seal()
 	return t, nil
-}
-
-// stateful reports whether a verdict may depend on who opened a conversation: where the directions differ, or where
-// the two ways of a conversation ask for different services. A default that drops is always such a case: ICMP errors
-// and what answers a broadcast. Of ICMP only a ping that is dropped both ways has no answer that could be told
-// from its request.
-func stateful(s policy.Stack) bool {
-	for _, source := range s {
-		p := source.Policy
-		if !p.PassesByDefault(policy.Egress) || !p.PassesByDefault(policy.Ingress) {
-			return true
-		}
-		for _, r := range p.Rules {
-			if r.Verb == policy.Limit {
-				continue
-			}
-			kind := r.Match.What.Kind
-			alike := kind == policy.All || kind == policy.Proto || kind == policy.ICMP || kind == policy.Ping && r.Verb == policy.Drop
-			if r.In[policy.Egress] != r.In[policy.Ingress] || !alike {
-				return true
-			}
-		}
-	}
-	return false
 }
 
 // Closed is the policy that lets nothing pass, not even ARP.

@@ -56,19 +56,6 @@ func newRunner(t testing.TB) *runner {
 	return &runner{t, k}
 }
 
-// forget empties the table of conversations, and makes it where there is none.
-func (r *runner) forget() {
-	r.t.Helper()
-	s := &states{objs: r.k, inner: map[string]*ebpf.MapSpec{}}
-	spec, err := loadFilter()
-	must(r.t, err)
-	for name := range s.outer() {
-		s.inner[name] = spec.Maps[name].InnerMap
-	}
-	must(r.t, s.make(1))
-	must(r.t, r.k.States.Put(uint32(0), uint32(1)))
-}
-
 // use puts the tables in place as the policy of loIndex, at the beginning of the nodes.
 func (r *runner) use(t *Tables) {
 	r.t.Helper()
@@ -86,8 +73,9 @@ func (r *runner) use(t *Tables) {
 	}
 }
 
-// run gives the verdict on a frame, by what was counted, and fails if not just one thing was counted.
-func (r *runner) run(h hook, frame []byte) (reason policy.Reason, slot int) {
+// run gives the verdict on a frame, by what was counted, and fails if not just one thing was counted. It names the rule
+// that s has in the slot.
+func (r *runner) run(h hook, s policy.Stack, frame []byte) policy.Verdict {
 	r.t.Helper()
 	zero := make([]filterCounterBlock, ebpf.MustPossibleCPU())
 	must(r.t, r.k.Counters.Put(uint32(0), zero))
@@ -96,18 +84,23 @@ func (r *runner) run(h hook, frame []byte) (reason policy.Reason, slot int) {
 	var blocks []filterCounterBlock
 	must(r.t, r.k.Counters.Lookup(uint32(0), &blocks))
 	found := 0
+	v := policy.Verdict{Source: -1, Rule: -1}
 	for _, b := range blocks {
-		for dir := range 2 {
+		for dir := range policy.Direction(2) {
 			for i, c := range b.Reason[dir] {
 				if c.Packets > 0 {
-					reason, slot, found = policy.Reason(i), -1, found+int(c.Packets)
-					r.checkCount(h, dir, c.Bytes, frame)
+					v.Reason, found = policy.Reason(i), found+int(c.Packets)
+					r.checkBytes(c.Bytes, frame)
+					if dir != h.dir {
+						r.t.Fatalf("counted in direction %s, want %s", dir, h.dir)
+					}
 				}
 			}
 			for i, c := range b.Rule[dir] {
 				if c.Packets > 0 {
-					reason, slot, found = policy.ByRule, i, found+int(c.Packets)
-					r.checkCount(h, dir, c.Bytes, frame)
+					v.Reason, found = policy.ByRule, found+int(c.Packets)
+					v.Source, v.Rule = ruleIn(s, dir, i)
+					r.checkBytes(c.Bytes, frame)
 				}
 			}
 		}
@@ -115,15 +108,15 @@ func (r *runner) run(h hook, frame []byte) (reason policy.Reason, slot int) {
 	if found != 1 {
 		r.t.Fatalf("%d packets were counted, want 1", found)
 	}
-	if passed := action == h.pass; passed != (reason == policy.Pass) || !passed && action != h.drop {
-		r.t.Fatalf("action %d with reason %s", action, reason)
+	if passed := action == h.pass; passed != (v.Reason == policy.Pass) || !passed && action != h.drop {
+		r.t.Fatalf("action %d with reason %s", action, v.Reason)
 	}
-	return reason, slot
+	return v
 }
 
-func (r *runner) checkCount(h hook, dir int, bytes uint64, frame []byte) {
-	if bytes != uint64(len(frame)) || dir != int(h.dir) {
-		r.t.Fatalf("%d bytes were counted in direction %d, want %d in %d", bytes, dir, len(frame), h.dir)
+func (r *runner) checkBytes(got uint64, frame []byte) {
+	if got != uint64(len(frame)) {
+		r.t.Fatalf("%d bytes were counted, want %d", got, len(frame))
 	}
 }
 
@@ -157,12 +150,11 @@ func TestDifferential(t *testing.T) {
 				h = hooks[0]
 			}
 			want := stack.Verdict(h.dir, frame)
-			reason, slot := r.run(h, frame)
-			if wantSlot := slotOf(stack, h.dir, want); reason != want.Reason || slot != wantSlot {
-				t.Fatalf("seed %d: %s\n%s frame %x\nprogram says %s, slot %d\nspecification says %s, slot %d",
-					seed, describe(stack), h.name, frame, reason, slot, want.Reason, wantSlot)
+			if got := r.run(h, stack, frame); got != want {
+				t.Fatalf("seed %d: %s\n%s frame %x\nprogram says %v\nspecification says %v",
+					seed, describe(stack), h.name, frame, got, want)
 			}
-			counts[reason]++
+			counts[want.Reason]++
 		}
 	}
 	t.Logf("%d pairs: %v", policies*frames, counts)
@@ -210,23 +202,20 @@ var drawnVerbs = [][]policy.Verb{
 	{policy.Drop}, {policy.Drop, policy.Except}, {policy.Allow}, {policy.Drop, policy.Except, policy.Allow},
 }
 
-// slotOf is the counter slot of the drop rule that a verdict names, -1 for none.
-func slotOf(s policy.Stack, dir policy.Direction, v policy.Verdict) int {
-	if v.Reason != policy.ByRule {
-		return -1
-	}
-	slot := 0
-	for i, source := range s {
-		for j, r := range source.Policy.Rules {
-			if i == v.Source && j == v.Rule {
-				return min(slot, ruleSlots-1)
+// ruleIn is the rule whose counter slot it is.
+func ruleIn(s policy.Stack, dir policy.Direction, slot int) (source, rule int) {
+	for i, from := range s {
+		for j, r := range from.Policy.Rules {
+			if r.Verb != policy.Drop || !r.In[dir] {
+				continue
 			}
-			if r.Verb == policy.Drop && r.In[dir] {
-				slot++
+			if slot == 0 {
+				return i, j
 			}
+			slot--
 		}
 	}
-	panic("a verdict of no rule")
+	panic("a slot of no rule")
 }
 
 func TestQuarantineAndNoPolicy(t *testing.T) {
@@ -236,8 +225,8 @@ func TestQuarantineAndNoPolicy(t *testing.T) {
 		t.Helper()
 		for _, h := range hooks {
 			for _, frame := range [][]byte{good, policytest.ARP()} {
-				if reason, _ := r.run(h, frame); reason != want {
-					t.Errorf("%s: %s says %s, want %s", when, h.name, reason, want)
+				if got := r.run(h, nil, frame); got.Reason != want {
+					t.Errorf("%s: %s says %s, want %s", when, h.name, got.Reason, want)
 				}
 			}
 		}

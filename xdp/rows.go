@@ -16,7 +16,9 @@ const (
 	cellUnreadable = cellBit | reasonUnreadable
 )
 
-func cellRule(slot uint32) uint32 { return cellBit | slot<<8 | uint32(policy.ByRule) }
+func cellRule(dir policy.Direction, slot uint32) uint32 {
+	return cellBit | (uint32(dir)*ruleSlots+slot)<<8 | uint32(policy.ByRule)
+}
 
 // row holds the verdicts of one class of services, by class of peers: cells where it is listed, base elsewhere.
 type row struct {
@@ -235,7 +237,7 @@ func (c *compiler) judge(rules []int, matches func(int) bool) uint32 {
 			}
 		}
 		if dropped != nil && !excepted {
-			return cellRule(dropped.slot)
+			return cellRule(c.dir, dropped.slot)
 		}
 		if !allowed && !c.stack[source].Policy.PassesByDefault(c.dir) {
 			return cellDefault | uint32(source)<<8 // which source's, so that two are not taken for one

@@ -55,6 +55,13 @@ func TestByHand(t *testing.T) {
 		c := v.With(t).Start(image, "policy", labelled(network, "xdp.drop=tcp,ping"))
 		before := awaitFilter(t, v, c.Name, 1)
 		tr.shows(t, c, rest, udp)
+		// The article's way is refused: it would take the filter away.
+		veth := before.Interfaces[0].Ifname
+		for _, xdp := range [][]string{{"off"}, {"obj", udpOnly, "sec", "dropper_main"}} {
+			if out, err := v.Command("ip", append([]string{"link", "set", "dev", veth, "xdpgeneric"}, xdp...)...).CombinedOutput(); err == nil || !strings.Contains(string(out), "replace active") {
+				t.Errorf("ip link set dev %s xdpgeneric %v: %v: %s", veth, xdp, err, out)
+			}
+		}
 		v.MustAsk("attach", c.Name, udpOnly)
 		s := await(t, v, c.Name, "is judged by hand", func(s agent.ContainerStatus) bool { return s.State == agent.Partial })
 		if h := s.Interfaces[0].Hooks; len(h) != 1 || h[0].ByHand == "" || !slices.Equal(linkIDs(s), linkIDs(before)) {

@@ -381,10 +381,10 @@ func TestAnswerOfAnEngineThatIsLost(t *testing.T) {
 		r.happens(restarted)
 		r.after(maxWait)
 		r.want(c, "enforced [bridge enforced 11:open]")
-		close(gate)
-		r.after(0)
 		r.engine.set(func() { r.engine.down = true }) // nobody to correct it
 		r.engine.cut()
+		close(gate)
+		r.after(0)
 		r.ring()
 		r.want(c, "enforced [bridge enforced 11:open]")
 		r.kernel.set(func() {

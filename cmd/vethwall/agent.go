@@ -3,11 +3,15 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 
+	"github.com/cilium/ebpf"
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"github.com/vethwall/vethwall/internal/agent"
 	"github.com/vethwall/vethwall/xdp"
@@ -26,7 +30,7 @@ next one adopts them. "vethwall uninstall" removes them.`,
 	dir := dirFlag(cmd)
 	verbose := cmd.Flags().BoolP("verbose", "v", false, "log more")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		if err := mayEnforce(*dir); err != nil {
+		if err := mayEnforce(cmd, *dir); err != nil {
 			return err
 		}
 		level := slog.LevelInfo
@@ -38,7 +42,7 @@ next one adopts them. "vethwall uninstall" removes them.`,
 			log.Info("ready: containers with xdp labels are filtered", "version", buildVersion())
 		}})
 		if err != nil {
-			return err
+			return e.refused(err, *verbose)
 		}
 		_, err = fmt.Fprintln(e.stderr, "vethwall: the agent has ended; the filters stay in force, and what starts from now on has none.\n"+
 			"vethwall: start an agent again to go on, or remove them with: vethwall uninstall")
@@ -52,15 +56,50 @@ func dirFlag(cmd *cobra.Command) *string {
 	return cmd.Flags().String("dir", xdp.DefaultDir, "directory on a bpffs for what is pinned")
 }
 
-// mayEnforce says in one line why this process cannot change anything in the kernel.
-func mayEnforce(dir string) error {
-	if os.Geteuid() != 0 {
-		return errors.New("no right to load programs into the kernel; run as root: sudo vethwall")
+// mayEnforce says why this process cannot change anything in the kernel, before anything is done.
+func mayEnforce(cmd *cobra.Command, dir string) error {
+	missing, err := missingCapabilities(capBPF, capNetAdmin)
+	if err != nil {
+		return err
 	}
+	if len(missing) > 0 {
+		return fmt.Errorf("no right to change the kernel (no %s); run as root: sudo %s", strings.Join(missing, ", "), cmd.CommandPath())
+	}
+	return onBPFFS(dir)
+}
+
+// onBPFFS refuses a directory of the user's that is not on a bpffs. The default one is mounted when it is needed.
+func onBPFFS(dir string) error {
 	if dir == xdp.DefaultDir {
-		return xdp.EnsureBPFFS(filepath.Dir(dir))
+		return nil
 	}
-	return nil
+	there := dir
+	for ; ; there = filepath.Dir(there) {
+		var fs unix.Statfs_t
+		err := unix.Statfs(there, &fs)
+		switch {
+		case err == nil && fs.Type == unix.BPF_FS_MAGIC:
+			return nil
+		case errors.Is(err, unix.ENOENT) && there != filepath.Dir(there):
+			continue
+		case errors.Is(err, unix.EACCES):
+			return fmt.Errorf("--dir %s: %w; run as root", dir, err)
+		}
+		return fmt.Errorf("--dir %s is not on a bpffs; leave it out for %s, or mount one: mount -t bpf bpffs DIR", dir, xdp.DefaultDir)
+	}
+}
+
+// refused shows what the verifier had to say about a program, where the user asks for it.
+func (e *env) refused(err error, verbose bool) error {
+	var verifier *ebpf.VerifierError
+	switch {
+	case !errors.As(err, &verifier):
+		return err
+	case !verbose:
+		return fmt.Errorf("%w; -v shows the verifier's log", err)
+	}
+	fmt.Fprintf(e.stderr, "%+v\n", verifier)
+	return err
 }
 
 func uninstallCommand(e *env) *cobra.Command {
@@ -70,9 +109,12 @@ func uninstallCommand(e *env) *cobra.Command {
 		Args:  noArgs,
 	}
 	dir := dirFlag(cmd)
-	cmd.RunE = func(*cobra.Command, []string) error {
-		if os.Geteuid() != 0 {
-			return errors.New("only root may remove filters; run: sudo vethwall uninstall")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		if err := mayEnforce(cmd, *dir); err != nil {
+			return err
+		}
+		if err := onlyOurs(*dir); err != nil {
+			return err
 		}
 		err := xdp.Uninstall(*dir)
 		if errors.Is(err, xdp.ErrBusy) {
@@ -85,4 +127,18 @@ func uninstallCommand(e *env) *cobra.Command {
 		return err
 	}
 	return cmd
+}
+
+// onlyOurs refuses to remove a directory that holds anything but what vethwall pins, such as a bpffs itself.
+func onlyOurs(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	for _, entry := range entries {
+		if name := entry.Name(); name != "links" && !strings.HasPrefix(name, "maps-") {
+			return fmt.Errorf("--dir %s holds %s, which is not vethwall's; nothing is removed: name the directory that the agent was given", dir, name)
+		}
+	}
+	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -28,10 +29,7 @@ Objects without BTF, without a license and with any section name will do.`,
 	section := cmd.Flags().String("section", "", "section of the program, where there are several")
 	native := cmd.Flags().Bool("native", false, "native instead of generic XDP: the driver's, with its price on a veth")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		if err := mayEnforce(*dir); err != nil {
-			return err
-		}
-		veths, err := vethsOf(cmd.Context(), args[0])
+		veths, err := changeableVeths(cmd, *dir, args[0])
 		if err != nil {
 			return err
 		}
@@ -46,6 +44,11 @@ Objects without BTF, without a license and with any section name will do.`,
 		mode := xdp.Generic
 		if *native {
 			mode = xdp.Native
+		}
+		if *dir == xdp.DefaultDir {
+			if err := xdp.EnsureBPFFS(filepath.Dir(*dir)); err != nil {
+				return err
+			}
 		}
 		var done []xdp.Veth
 		for _, v := range veths {
@@ -74,10 +77,7 @@ func detachCommand(e *env) *cobra.Command {
 	}
 	dir := dirFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		if err := mayEnforce(*dir); err != nil {
-			return err
-		}
-		veths, err := vethsOf(cmd.Context(), args[0])
+		veths, err := changeableVeths(cmd, *dir, args[0])
 		if err != nil {
 			return err
 		}
@@ -115,9 +115,13 @@ func refuseClosed(dir, name string) error {
 	return nil
 }
 
-// vethsOf are the host's ends of a running container's veths, at least one.
-func vethsOf(ctx context.Context, name string) ([]xdp.Veth, error) {
-	c, err := inspect(ctx, name)
+// changeableVeths are the host's ends of a running container's veths, at least one, for a command that changes what is on
+// them.
+func changeableVeths(cmd *cobra.Command, dir, name string) ([]xdp.Veth, error) {
+	if err := mayEnforce(cmd, dir); err != nil {
+		return nil, err
+	}
+	c, err := inspect(cmd.Context(), name)
 	if err != nil {
 		return nil, err
 	}
@@ -127,11 +131,7 @@ func vethsOf(ctx context.Context, name string) ([]xdp.Veth, error) {
 	for _, i := range agent.Obstacles(c) {
 		return nil, fmt.Errorf("container %s: %s", name, i.Error)
 	}
-	all, err := xdp.ListVeths()
-	if err != nil {
-		return nil, err
-	}
-	veths, err := all.In(c.SandboxKey)
+	veths, err := agent.Veths(c)
 	if err != nil {
 		return nil, fmt.Errorf("container %s: %w", name, err)
 	}

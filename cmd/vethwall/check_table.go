@@ -5,7 +5,6 @@ import (
 	"io"
 	"strconv"
 	"strings"
-	"unicode/utf8"
 )
 
 // maxErrors is how many errors a table shows; a list of addresses under a wrong key has one for each.
@@ -79,18 +78,5 @@ func excerpt(key, value string, offset int) (line string, column, width int) {
 
 // ascii is like clean, but so that every byte of it takes one column on every terminal.
 func ascii(s string) string {
-	var b strings.Builder
-	for len(s) > 0 {
-		r, n := utf8.DecodeRuneInString(s)
-		switch {
-		case r == utf8.RuneError && n == 1:
-			fmt.Fprintf(&b, `\x%02x`, s[0])
-		case ' ' <= r && r <= '~':
-			b.WriteByte(s[0])
-		default:
-			b.WriteString(strings.Trim(strconv.QuoteRuneToASCII(r), "'"))
-		}
-		s = s[n:]
-	}
-	return b.String()
+	return escape(s, func(r rune) bool { return ' ' <= r && r <= '~' }, strconv.QuoteRuneToASCII)
 }

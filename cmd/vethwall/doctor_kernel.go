@@ -18,23 +18,39 @@ import (
 const needsPrivileges = "cannot be tried without the privileges"
 
 func checkPrivileges(context.Context, *env) finding {
-	var missing []string
-	for _, c := range []struct {
-		number uint
-		name   string
-	}{{unix.CAP_BPF, "CAP_BPF"}, {unix.CAP_NET_ADMIN, "CAP_NET_ADMIN"}, {unix.CAP_SYS_ADMIN, "CAP_SYS_ADMIN"}} {
-		has, err := haveCapability(c.number)
-		if err != nil {
-			return finding{fail, err.Error(), "run as root"}
-		}
-		if !has {
-			missing = append(missing, c.name)
-		}
+	missing, err := missingCapabilities(capBPF, capNetAdmin, capSysAdmin)
+	if err != nil {
+		return finding{fail, err.Error(), "run as root"}
 	}
 	if len(missing) > 0 {
 		return finding{fail, "no " + strings.Join(missing, ", "), "run as root (sudo vethwall doctor), in a container with --cap-add"}
 	}
 	return finding{good, "CAP_BPF, CAP_NET_ADMIN, CAP_SYS_ADMIN", ""}
+}
+
+type capability struct {
+	number uint
+	name   string
+}
+
+var (
+	capBPF      = capability{unix.CAP_BPF, "CAP_BPF"}
+	capNetAdmin = capability{unix.CAP_NET_ADMIN, "CAP_NET_ADMIN"}
+	capSysAdmin = capability{unix.CAP_SYS_ADMIN, "CAP_SYS_ADMIN"} // to mount, and to look things up by their numbers
+)
+
+// missingCapabilities names those of wanted that this process has not.
+func missingCapabilities(wanted ...capability) (missing []string, err error) {
+	for _, c := range wanted {
+		has, err := haveCapability(c.number)
+		if err != nil {
+			return nil, err
+		}
+		if !has {
+			missing = append(missing, c.name)
+		}
+	}
+	return missing, nil
 }
 
 // haveCapability says whether this process may use a capability now.

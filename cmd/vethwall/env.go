@@ -49,17 +49,20 @@ func (e *env) paint(c colour, s string) string {
 
 // clean makes text from elsewhere (names, labels, what an engine says) safe to print: what is not printable (control and
 // bidirectional characters, invisible ones, invalid UTF-8) comes out as a Go escape. Text without such stays as it is.
-func clean(s string) string {
+func clean(s string) string { return escape(s, unicode.IsPrint, strconv.QuoteRune) }
+
+// escape replaces what is not safe by what quote makes of it, without the quotes; a byte that is no UTF-8 by \xNN.
+func escape(s string, safe func(rune) bool, quote func(rune) string) string {
 	var b strings.Builder
 	for len(s) > 0 {
 		r, n := utf8.DecodeRuneInString(s)
 		switch {
 		case r == utf8.RuneError && n == 1:
 			fmt.Fprintf(&b, `\x%02x`, s[0])
-		case unicode.IsPrint(r):
+		case safe(r):
 			b.WriteString(s[:n])
 		default:
-			b.WriteString(strings.Trim(strconv.QuoteRune(r), "'"))
+			b.WriteString(strings.Trim(quote(r), "'"))
 		}
 		s = s[n:]
 	}

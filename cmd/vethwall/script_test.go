@@ -4,6 +4,7 @@ import (
 	"errors"
 	"flag"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
@@ -18,11 +19,16 @@ func TestMain(m *testing.M) {
 }
 
 // TestScripts runs the program as a user would. `rc N command...` runs a command that has to end with exit code N;
-// `rc 0,1 ...` allows several.
+// `rc 0,1 ...` allows several. $ROOT is the checkout.
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir:           "testdata/script",
 		UpdateScripts: *update,
+		Setup: func(env *testscript.Env) error {
+			root, err := filepath.Abs("../..")
+			env.Setenv("ROOT", root)
+			return err
+		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"rc": func(ts *testscript.TestScript, neg bool, args []string) {
 				if neg || len(args) < 2 {

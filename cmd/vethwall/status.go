@@ -2,7 +2,10 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"slices"
 	"strings"
 	"text/tabwriter"
@@ -55,9 +58,15 @@ const engineTimeout = 2 * time.Second
 
 // read joins what the kernel has with the containers that only Docker knows of.
 func (s statusView) read(ctx context.Context) ([]agent.ContainerStatus, error) {
+	if err := onBPFFS(*s.dir); err != nil {
+		return nil, err
+	}
 	have, err := agent.Status(*s.dir)
-	if err != nil && !agent.IsNothing(err) {
-		return nil, fmt.Errorf("%w; run as root", err)
+	switch {
+	case errors.Is(err, fs.ErrPermission):
+		return nil, errors.New("only root may look into the kernel; run: sudo vethwall status")
+	case err != nil && !agent.IsNothing(err):
+		return nil, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, engineTimeout)
 	defer cancel()
@@ -124,7 +133,8 @@ func document(have []agent.ContainerStatus) any {
 }
 
 func (s statusView) noAgent() {
-	if !xdp.AgentRuns(*s.dir) {
+	// To ask a directory that is not there would make it.
+	if _, err := os.Stat(*s.dir); err != nil || !xdp.AgentRuns(*s.dir) {
 		fmt.Fprintln(s.stderr, "vethwall: no agent runs: what is listed stays in force, what starts now is not filtered; start one with: vethwall agent")
 	}
 }

@@ -58,6 +58,9 @@ type namespaces interface {
 	In(path string) ([]xdp.Veth, error)
 }
 
+// hostProc is where the host's processes are seen, in a container only with the host's pid namespace.
+const hostProc = "/proc"
+
 // resync is the safety net under the events: what they did not tell is seen by then.
 const resync = 10 * time.Second
 
@@ -121,7 +124,7 @@ type agent struct {
 	veths        func() (namespaces, error)
 	watchLinks   func(ctx context.Context, ring func())
 	detachByHand func(ifindex int) error
-	proc         string // where the host's processes are seen
+	proc         string
 
 	containers map[string]*container
 	records    map[string]string // what an agent before this one had recorded
@@ -140,7 +143,7 @@ type agent struct {
 
 func newAgent(k kernel, o Options) *agent {
 	return &agent{
-		kernel: k, log: o.Log, ready: o.Ready, connect: o.Connect, proc: "/proc",
+		kernel: k, log: o.Log, ready: o.Ready, connect: o.Connect, proc: hostProc,
 		veths:        func() (namespaces, error) { return xdp.ListVeths() },
 		watchLinks:   func(ctx context.Context, ring func()) { xdp.WatchLinks(ctx, o.Log, ring) },
 		detachByHand: func(ifindex int) error { return xdp.DetachByHand(o.Dir, ifindex) },
@@ -301,7 +304,7 @@ func (a *agent) enforce(c *container, veths namespaces) {
 // interfaces attaches to every veth of c, or closes it. It is false where c has ended or been started again, and
 // Docker has not yet said which: the record stays as it is until then.
 func (a *agent) interfaces(c *container, veths namespaces) (out []Interface, known bool) {
-	found, err := a.vethsOf(c, veths)
+	found, err := vethsOf(c.Container, veths, a.proc)
 	if errors.Is(err, xdp.ErrOwnNamespace) {
 		return []Interface{{Network: c.NetworkMode, State: Unsupported, Error: "lives in the host's own network namespace: there is no veth to filter"}}, true
 	}
@@ -348,13 +351,22 @@ func unseen(networks []docker.Endpoint) (out []Interface) {
 	return out
 }
 
+// Veths are the host's ends of the veths of a running container. xdp.ErrOwnNamespace: it has the host's own network.
+func Veths(c docker.Container) ([]xdp.Veth, error) {
+	veths, err := xdp.ListVeths()
+	if err != nil {
+		return nil, err
+	}
+	return vethsOf(c, veths, hostProc)
+}
+
 // vethsOf finds the host's ends of the veths of c by its sandbox, or where that is not visible by its process.
-func (a *agent) vethsOf(c *container, veths namespaces) ([]xdp.Veth, error) {
+func vethsOf(c docker.Container, veths namespaces, proc string) ([]xdp.Veth, error) {
 	found, err := veths.In(c.SandboxKey)
 	if err == nil || errors.Is(err, xdp.ErrOwnNamespace) {
 		return found, err
 	}
-	process := filepath.Join(a.proc, strconv.Itoa(c.Pid))
+	process := filepath.Join(proc, strconv.Itoa(c.Pid))
 	byPid, pidErr := veths.In(filepath.Join(process, "ns/net"))
 	// By now, or in our pid namespace, the number may be another's. After the look, because it proves what came before it.
 	if group, readErr := os.ReadFile(filepath.Join(process, "cgroup")); readErr != nil || !bytes.Contains(group, []byte(c.ID)) {

@@ -217,6 +217,7 @@ type fakeEngine struct {
 	inspects   map[string]int
 	hang       map[string]chan struct{} // an inspect of this id waits
 	hangList   chan struct{}
+	deaf       chan struct{} // inspects wait, whatever becomes of who asked, and answer what was so when they began
 	broken     map[string]error
 	streams    map[chan docker.Event]context.CancelFunc
 }
@@ -273,8 +274,12 @@ func (e *fakeEngine) List(ctx context.Context) ([]docker.Summary, error) {
 func (e *fakeEngine) Inspect(ctx context.Context, id string) (docker.Container, error) {
 	e.mu.Lock()
 	e.inspects[id]++
-	hang := e.hang[id]
+	hang, deaf, before := e.hang[id], e.deaf, e.containers[id]
 	e.mu.Unlock()
+	if deaf != nil {
+		<-deaf
+		return before, nil
+	}
 	if err := waitFor(ctx, hang); err != nil {
 		return docker.Container{}, err
 	}

@@ -366,12 +366,43 @@ func TestListOlderThanCreate(t *testing.T) {
 	})
 }
 
+// An answer that comes after its engine was lost says nothing about now.
+func TestAnswerOfAnEngineThatIsLost(t *testing.T) {
+	c := box(10, true, "xdp.drop=udp")
+	inTime(t, []docker.Container{c}, nil, func(r *rig) {
+		gate := make(chan struct{})
+		r.engine.set(func() { r.engine.deaf = gate })
+		r.engine.emit(docker.ActionRename, c.ID)
+		r.after(0)
+		r.engine.set(func() { r.engine.deaf = nil })
+		r.engine.cut()
+		r.plug(docker.Container{SandboxKey: c.SandboxKey})
+		restarted := started(c, 11)
+		r.happens(restarted)
+		r.after(maxWait)
+		r.want(c, "enforced [bridge enforced 11:open]")
+		r.engine.set(func() { r.engine.down = true }) // nobody to correct it
+		r.engine.cut()
+		close(gate)
+		r.after(0)
+		r.ring()
+		r.want(c, "enforced [bridge enforced 11:open]")
+		r.kernel.set(func() {
+			veths := vethsFor(joined(restarted, "net"))
+			r.kernel.namespaces[restarted.SandboxKey] = veths
+		})
+		r.ring()
+		r.want(c, "enforced [bridge enforced 11:open] [br-cccccccccccc enforced 12:open]")
+	})
+}
+
 func TestDestroyedWhileAsking(t *testing.T) {
 	c := box(10, true, "xdp.drop=udp")
 	inTime(t, []docker.Container{c}, nil, func(r *rig) {
 		gate := make(chan struct{})
 		r.engine.set(func() { r.engine.hang[c.ID] = gate })
 		r.engine.emit(docker.ActionRename, c.ID)
+		r.engine.emit(docker.ActionRename, c.ID) // to be asked about again
 		r.engine.emit(docker.ActionDestroy, c.ID)
 		close(gate)
 		r.after(0)

@@ -1,0 +1,234 @@
+package main
+
+import (
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/vethwall/vethwall/internal/agent"
+	"github.com/vethwall/vethwall/internal/enginetest"
+)
+
+// TestClosed shows what happens to a container that cannot be given what it asks for.
+func TestClosed(t *testing.T) {
+	t.Parallel()
+	v := enginetest.Own(t).Install()
+	image := v.Image()
+	network, tr := twoSinks(t, v, image)
+	v.StartAgent()
+
+	for _, tc := range []struct {
+		name  string
+		label string
+		words []string // in status, log and check: the key, the place, what was expected
+	}{
+		{"wrong value", "xdp.drop=tcp,upd", []string{`xdp.drop="tcp,upd"`, "at 4", "expected"}},
+		{"wrong key", "xdp.drp=udp", []string{"xdp.drp", "unknown key", "xdp.drop"}},
+		{"allow", "xdp.egress.allow=443/tcp", []string{"xdp.egress.allow", "understood, but this version cannot enforce it"}},
+		{"ingress", "xdp.ingress.drop=22/tcp", []string{"xdp.ingress.drop", "understood, but this version cannot enforce it"}},
+		{"audit", "xdp.mode=audit", []string{"xdp.mode", "understood, but this version cannot enforce it"}},
+		{"tcx", "xdp.hook=tcx", []string{"xdp.hook", "understood, but this version cannot enforce it"}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			c := v.With(t).Start(image, "q-"+strings.ReplaceAll(tc.name, " ", "-"), labelled(network, tc.label, "xdp.drop.fine=icmp"))
+			await(t, v, c.Name, "is closed", func(s agent.ContainerStatus) bool {
+				return s.State == agent.Quarantined && len(s.Interfaces) == 1 && len(s.Interfaces[0].Hooks) == 1
+			})
+			tr.shows(t, c, append(deniedUDP, allowedUDP...), nil)
+			status, check := v.Ask("status", c.Name), v.Ask("check", c.Name)
+			if status.Code != 1 || check.Code != 1 || status.Stderr != "" || check.Stderr != "" {
+				t.Errorf("want exit code 1 and nothing on stderr: %+v %+v", status, check)
+			}
+			log := lineWith(v.Log(), c.Name)
+			for where, text := range map[string]string{"status": status.Stdout, "check": check.Stdout, "log": strings.ReplaceAll(log, `\"`, `"`)} {
+				for _, word := range tc.words {
+					// check shows the place by a caret under it instead of its number.
+					byCaret := where == "check" && (strings.HasPrefix(word, "at ") || strings.Contains(word, `"`))
+					if !byCaret && !strings.Contains(text, word) {
+						t.Errorf("%s does not say %q: %s", where, word, text)
+					}
+				}
+			}
+			if all := v.MustAsk("status"); !strings.Contains(all, tc.words[0]) {
+				t.Errorf("status of all does not say %q: %s", tc.words[0], all)
+			}
+			v.With(t).Run("rm", "--force", c.ID)
+		})
+	}
+	t.Run("the image's label", func(t *testing.T) {
+		c := v.With(t).Start(v.ImageWithLabels(map[string]string{"xdp.drop": "upd"}), "q-image", labelled(network))
+		s := await(t, v, c.Name, "is closed", func(s agent.ContainerStatus) bool { return s.State == agent.Quarantined })
+		if !strings.Contains(s.Error, `image label xdp.drop="upd"`) {
+			t.Errorf("error %q", s.Error)
+		}
+		tr.shows(t, c, append(deniedUDP, allowedUDP...), nil)
+	})
+	t.Run("taken", func(t *testing.T) { taken(t, v, tr, image, network) })
+	t.Run("set down and left", func(t *testing.T) { leftDown(t, v, tr, image, network) })
+}
+
+// taken lets somebody else's program stand in the XDP slot before the agent comes.
+func taken(t *testing.T, v *enginetest.Vethwall, tr *traffic, image, network string) {
+	const mode = "xdpgeneric"
+	v.EndAgent(syscall.SIGTERM)
+	c, veth, foreign := foreignOn(t, v, image, network, mode)
+	v.StartAgent()
+	s := await(t, v, c.Name, "is closed", func(s agent.ContainerStatus) bool { return s.State == agent.Quarantined })
+	if i := s.Interfaces[0]; !strings.Contains(i.Error, "taken by another program") || !strings.Contains(i.Error, "set down") {
+		t.Errorf("error %q", i.Error)
+	}
+	if a := v.Ask("status", c.Name); a.Code != 1 || !strings.Contains(a.Stdout, "set down") || !strings.Contains(lineWith(v.Log(), c.Name), "set down") {
+		t.Errorf("neither status nor log says it: %+v", a)
+	}
+	if l := linkNamed(t, v, veth); slices.Contains(l.Flags, "UP") || l.XDP.Prog.ID != foreign {
+		t.Errorf("want %s down and program %d left alone: %+v", veth, foreign, l)
+	}
+	tr.shows(t, c, append(deniedUDP, allowedUDP...), nil)
+
+	ip(t, v, "link", "set", "dev", veth, mode, "off")
+	// The kernel tells nobody of changes to a device that is down: up to ten seconds until the agent looks.
+	awaitFilter(t, v, c.Name, 1)
+	if l := linkNamed(t, v, veth); !slices.Contains(l.Flags, "UP") || l.XDP.Prog.ID == 0 || l.XDP.Prog.ID == foreign {
+		t.Errorf("want %s up and filtered: %+v", veth, l)
+	}
+	reaches(t, v, c)
+	tr.shows(t, c, deniedUDP, allowedUDP)
+	v.With(t).Run("rm", "--force", c.ID)
+}
+
+// leftDown removes vethwall while a device is set down: nothing else would set it up again.
+func leftDown(t *testing.T, v *enginetest.Vethwall, tr *traffic, image, network string) {
+	v.EndAgent(syscall.SIGTERM)
+	c, veth, foreign := foreignOn(t, v, image, network, "xdpdrv")
+	v.StartAgent()
+	await(t, v, c.Name, "is closed", func(s agent.ContainerStatus) bool { return s.State == agent.Quarantined })
+	v.EndAgent(syscall.SIGKILL)
+	v.MustAsk("uninstall")
+	if l := linkNamed(t, v, veth); !slices.Contains(l.Flags, "UP") || l.XDP.Prog.ID != foreign {
+		t.Errorf("want %s up and program %d left alone: %+v", veth, foreign, l)
+	}
+	ip(t, v, "link", "set", "dev", veth, "xdpdrv", "off")
+	reaches(t, v, c)
+	tr.shows(t, c, nil, append(deniedUDP, allowedUDP...))
+	v.StartAgent()
+	awaitFilter(t, v, c.Name, 1)
+}
+
+// reaches returns when sink A answers: a port of a bridge that comes up again takes its time.
+func reaches(t *testing.T, v *enginetest.Vethwall, c *enginetest.Container) {
+	t.Helper()
+	c = c.With(v.Docker.With(t))
+	v.With(t).Wait("packets from "+c.Name, func() error {
+		_, err := c.Do("ping", "-wait", "1s", addrA4)
+		return err
+	})
+}
+
+// foreignOn starts a container that asks for a filter, and puts somebody else's program on its veth.
+func foreignOn(t *testing.T, v *enginetest.Vethwall, image, network, mode string) (c *enginetest.Container, veth string, program int) {
+	t.Helper()
+	before := v.Links()
+	c = v.With(t).Start(image, "taken-"+mode, labelled(network, "xdp.drop=udp"))
+	for _, l := range v.Links() {
+		if !slices.ContainsFunc(before, func(b enginetest.Link) bool { return b.Index == l.Index }) {
+			veth = l.Name
+		}
+	}
+	ip(t, v, "link", "set", "dev", veth, mode, "obj", "../../examples/article/udp.o", "sec", "dropper_main")
+	return c, veth, linkNamed(t, v, veth).XDP.Prog.ID
+}
+
+// TestNowhereToAttach shows that what cannot be filtered is said to be so, network by network.
+func TestNowhereToAttach(t *testing.T) {
+	t.Parallel()
+	v := enginetest.Own(t).Install()
+	image := v.Image()
+	for _, parent := range []string{"vwparent0", "vwparent1"} {
+		ip(t, v, "link", "add", parent, "type", "veth")
+		ip(t, v, "link", "set", parent, "up")
+	}
+	ipvlanHere := v.Command("ip", "link", "add", "link", "vwparent1", "name", "vwprobe", "type", "ipvlan").Run() == nil
+	if ipvlanHere {
+		ip(t, v, "link", "delete", "vwprobe")
+	}
+	macvlan := v.Network("macvlan", "--driver", "macvlan", "--opt", "parent=vwparent0", "--subnet", "198.51.100.0/25")
+	ipvlan := v.Network("ipvlan", "--driver", "ipvlan", "--opt", "parent=vwparent1", "--subnet", "198.51.100.128/25")
+	v.StartAgent()
+	owner := v.Start(image, "owner", nil)
+	for _, tc := range []struct{ name, network, words string }{
+		{"host", "host", "shares the host's network"},
+		{"none", "none", "has no network"},
+		{"joiner", "container:" + owner.ID, "shares the network of container " + owner.ID[:12]},
+		{"macvlan", macvlan, "is macvlan, without a veth"},
+		{"ipvlan", ipvlan, "is ipvlan, without a veth"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			if tc.name == "ipvlan" && !ipvlanHere {
+				t.Skip("this kernel has no ipvlan")
+			}
+			c := v.With(t).Start(image, tc.name, labelled(tc.network, "xdp.drop=udp"))
+			s := await(t, v, c.Name, "is unsupported", func(s agent.ContainerStatus) bool { return s.State == agent.Unsupported })
+			if len(s.Interfaces) != 1 || s.Interfaces[0].Network != tc.network || !strings.Contains(s.Interfaces[0].Error, tc.words) {
+				t.Errorf("want network %s and %q: %+v", tc.network, tc.words, s.Interfaces)
+			}
+			if a := v.Ask("status", c.Name); a.Code != 1 || !strings.Contains(a.Stdout, tc.words) {
+				t.Errorf("status: %+v", a)
+			}
+			if a := v.Ask("check", c.Name); a.Code != 0 || !strings.Contains(a.Stdout, tc.words) {
+				t.Errorf("check: %+v", a)
+			}
+			if !strings.Contains(lineWith(v.Log(), c.Name), tc.words) {
+				t.Errorf("the log does not say %q: %s", tc.words, v.Log())
+			}
+			if with := v.With(t).Filtered(); len(with) > 0 {
+				t.Errorf("programs on %v", with)
+			}
+		})
+	}
+	t.Run("one of two networks", func(t *testing.T) {
+		c := v.With(t).Start(image, "both", labelled("bridge", "xdp.drop=udp"))
+		awaitFilter(t, v, c.Name, 1)
+		v.With(t).Run("network", "connect", macvlan, c.ID)
+		s := await(t, v, c.Name, "has two networks", func(s agent.ContainerStatus) bool { return len(s.Interfaces) == 2 })
+		if s.State != agent.Unsupported {
+			t.Errorf("state %s, want the worst of its networks'", s.State)
+		}
+		for _, i := range s.Interfaces {
+			if i.Network == "bridge" && len(i.Hooks) != 1 || i.Network == macvlan && i.State != agent.Unsupported {
+				t.Errorf("interface %+v", i)
+			}
+		}
+	})
+}
+
+// ip runs the ip command on the engine's host.
+func ip(t *testing.T, v *enginetest.Vethwall, args ...string) {
+	t.Helper()
+	if out, err := v.Command("ip", args...).CombinedOutput(); err != nil {
+		t.Fatalf("ip %v: %v: %s", args, err, out)
+	}
+}
+
+// linkNamed is a device of the engine's host.
+func linkNamed(t *testing.T, v *enginetest.Vethwall, name string) enginetest.Link {
+	t.Helper()
+	for _, l := range v.With(t).Links() {
+		if l.Name == name {
+			return l
+		}
+	}
+	t.Fatalf("no device %q", name)
+	return enginetest.Link{}
+}
+
+// lineWith are the lines of text that hold word.
+func lineWith(text, word string) string {
+	var out []string
+	for line := range strings.Lines(text) {
+		if strings.Contains(line, word) {
+			out = append(out, line)
+		}
+	}
+	return strings.Join(out, "")
+}

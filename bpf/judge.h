@@ -6,7 +6,8 @@
 #include "tree.h"
 
 /*
- * A cell is a verdict: bit 31, the rule's slot of the counter block << 8, the reason.
+ * A cell is a verdict: bit 31, the direction and slot of the rule's counter << 8, the reason; ALLOWED where an
+ * allow rule says that it passes, and not a default.
  * REASON_UNREADABLE stands for the reason for which the packet could not be read.
  *
  * Without bit 31, what a services tree holds is a class, or the first node of a table of what each of
@@ -19,6 +20,7 @@
 #define TABLE (1u << 30)
 #define REST (1u << 29)
 #define RESTS 4
+#define ALLOWED (1u << 16)
 #define REASON_UNREADABLE 0xff
 #define CELL_NO_POLICY (CELL | REASON_NO_POLICY)
 
@@ -35,7 +37,8 @@ struct rest {
 
 struct verdict {
 	__u8 reason;
-	__u8 rule; /* slot, where reason is REASON_RULE */
+	__u8 rule; /* direction * RULE_SLOTS + slot, where reason is REASON_RULE */
+	__u8 allowed; /* by an allow rule */
 };
 
 static __always_inline __u32 find_service(const struct table *t, __u32 service)
@@ -74,36 +77,46 @@ static __always_inline __u32 find_rest(__u32 number, const __u32 *words)
 	return rest->val[less(words, rest->from) | less(rest->to, words)];
 }
 
-static __always_inline __u32 find_peer(const struct table *t, const struct packet *p)
+static __always_inline __u32 find_peer(const struct table *t, __u8 family, const __u32 *peer)
 {
-	__u32 found = SUBTREE | (p->family == 4 ? t->peers4 : t->peers6);
+	__u32 found = SUBTREE | (family == 4 ? t->peers4 : t->peers6);
 
 	/* One body for every tree: a call of it costs more than the search. */
 #pragma clang loop unroll(disable)
 	for (int i = 0; i < 4 && found & SUBTREE; i++)
-		found = find(found & ~SUBTREE, p->peer[i], CELL_NO_POLICY);
-	return found & REST ? find_rest(found & ~REST, &p->peer[1]) : found;
+		found = find(found & ~SUBTREE, peer[i], CELL_NO_POLICY);
+	return found & REST ? find_rest(found & ~REST, &peer[1]) : found;
 }
 
-/* What the policy says of a packet that was read. No tree, or a broken one: nothing passes. */
-static __always_inline struct verdict judge(const struct table *t, const struct packet *p)
+/* What the rules of one direction say of a service and a peer. No tree, or a broken one: nothing passes. */
+static __always_inline __u32 find_cell(const struct table *t, __u32 service, __u8 family,
+				       const __u32 *peer)
 {
-	struct verdict v = {};
-	__u32 cell;
+	__u32 cell = find_service(t, service);
+	__u32 class;
 
-	if (p->builtin)
-		return v;
-	cell = find_service(t, p->service);
-	if (!(cell & CELL)) {
-		__u32 peer = find_peer(t, p);
+	if (cell & CELL)
+		return cell;
+	class = find_peer(t, family, peer);
+	return class & CELL ? class : find(t->cells, cell << 16 | class, CELL_NO_POLICY);
+}
 
-		cell = peer & CELL ? peer : find(t->cells, cell << 16 | peer, CELL_NO_POLICY);
-	}
+/* why is the reason of what could not be read. */
+static __always_inline struct verdict verdict_of(__u32 cell, __u8 why)
+{
+	struct verdict v;
+
 	v.reason = cell & 0xff;
-	v.rule = cell >> 8 & (RULE_SLOTS - 1);
+	v.rule = cell >> 8 & (2 * RULE_SLOTS - 1);
+	v.allowed = !!(cell & ALLOWED);
 	if (v.reason == REASON_UNREADABLE)
-		v.reason = p->reason;
+		v.reason = why;
 	return v;
+}
+
+static __always_inline __u32 cell_of(struct verdict v)
+{
+	return CELL | v.rule << 8 | v.reason;
 }
 
 /* The device's entry, zero where it has none. */
@@ -125,8 +138,8 @@ static __always_inline struct device find_device(__u32 ifindex)
 	return d.device;
 }
 
-static __always_inline void count(const struct device *d, __u32 direction, struct verdict v,
-				  __u64 bytes)
+static __always_inline void count(const struct device *d, enum direction direction,
+				  struct verdict v, __u64 bytes)
 {
 	__u32 index = d->counters;
 	struct counter_block *block = bpf_map_lookup_elem(&counters, &index);
@@ -134,31 +147,9 @@ static __always_inline void count(const struct device *d, __u32 direction, struc
 
 	if (!block)
 		return;
-	c = v.reason == REASON_RULE ? &block->rule[v.rule & (RULE_SLOTS - 1)] :
-				      &block->reason[direction & 1][v.reason & (REASON_SLOTS - 1)];
+	c = v.reason == REASON_RULE ?
+		    &block->rule[v.rule / RULE_SLOTS & 1][v.rule & (RULE_SLOTS - 1)] :
+		    &block->reason[direction][v.reason & (REASON_SLOTS - 1)];
 	c->packets++;
 	c->bytes += bytes;
-}
-
-/* The verdict on a frame, counted. */
-static __always_inline enum reason judge_frame(__u32 ifindex, __u32 direction, void *data,
-					       void *end)
-{
-	struct device d = find_device(ifindex);
-	struct verdict v = { .reason = REASON_NO_POLICY };
-
-	if (d.ifindex) {
-		__u32 id = d.policy;
-		struct policy *policy = bpf_map_lookup_elem(&policies, &id);
-
-		v.reason = REASON_QUARANTINE;
-		if (policy && policy->table[direction].services) {
-			struct packet p = {};
-
-			read_frame(data, end, &p);
-			v = judge(&policy->table[direction], &p);
-		}
-	}
-	count(&d, direction, v, end - data);
-	return v.reason;
 }

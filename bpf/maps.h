@@ -13,6 +13,11 @@
 #define MAX_POLICIES 4096 /* distinct ones; at most 65,535 */
 #define MAX_NODES 32768
 #define MAX_RECORDS 65536
+#define MAX_STATES 2048 /* containers with state; 0 is none */
+/* Conversations of one container: that nobody has answered, and answered. */
+#define MAX_UNANSWERED 4096
+#define MAX_ANSWERED 16384
+#define MAX_FRAGMENTED 128
 
 /* A power of two, so that an ifindex finds its slot by its low bits. */
 #define DEVICE_SLOTS 16384
@@ -57,6 +62,10 @@ struct policy {
 	__u32 first_node;
 	__u32 num_nodes;
 	struct table table[2]; /* by direction: egress, ingress */
+	/* Never the same for two policies: a conversation that carries another is judged anew. */
+	__u32 generation;
+	/* Whether it takes to know who opened a conversation. */
+	__u32 stateful;
 	/* SHA-256 of the nodes and tables, for sharing between equal policies. */
 	__u8 digest[32];
 };
@@ -78,7 +87,7 @@ struct counter {
 
 struct counter_block {
 	struct counter reason[2][REASON_SLOTS]; /* by direction; [.][REASON_RULE] stays 0 */
-	struct counter rule[RULE_SLOTS];
+	struct counter rule[2][RULE_SLOTS]; /* by the direction that the rules are of */
 };
 
 /* Key of a record: container id, part number. */
@@ -133,6 +142,103 @@ struct {
 	__type(key, __u32);
 	__type(value, struct counter_block);
 } counters SEC(".maps");
+
+/*
+ * A conversation, seen from the container: who opened it does not matter to the key, so packets both ways
+ * find the same entry.
+ */
+struct flow_key {
+	__u32 local[4]; /* the container's; host byte order, IPv4 in [0] */
+	__u32 peer[4];
+	__u16 local_port; /* host byte order; of an ICMP echo the identifier, of other ICMP 0 */
+	__u16 peer_port; /* of an ICMP echo 0x100 and whether the container asked, of other ICMP the type */
+	__u8 proto;
+	__u8 family; /* 4 or 6 */
+	__u16 zero;
+};
+
+struct flow {
+	__u64 seen; /* ns since boot, coarse */
+	__u32 service; /* what was judged when it was opened */
+	__u32 generation; /* of the policy that it was judged by */
+	__u8 opener; /* direction of the packet that opened it */
+	__u8 closing; /* a TCP FIN or RST has passed */
+	__u8 zero[6];
+};
+
+/*
+ * The first fragment of a packet has passed: later ones may, unless they overlap it and could put other headers in the
+ * place of its own (RFC 1858, RFC 5722).
+ */
+struct first_fragment {
+	__u64 seen; /* ns since boot, coarse */
+	__u32 end; /* of what it has, in bytes */
+	__u32 generation; /* of the policy that let it pass */
+};
+
+struct fragment_key {
+	__u32 src[4];
+	__u32 dst[4];
+	__u32 id;
+	__u8 proto;
+	__u8 family;
+	__u16 zero;
+};
+
+/* By size: of the types in an inner map clang keeps no more than the names. */
+
+/* Where the kernel gives up the oldest entry for a new one. */
+struct unanswered_map {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, MAX_UNANSWERED);
+	__uint(key_size, sizeof(struct flow_key));
+	__uint(value_size, sizeof(struct flow));
+};
+
+/* Where a full table takes no new entry. */
+struct answered_map {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, MAX_ANSWERED);
+	__uint(key_size, sizeof(struct flow_key));
+	__uint(value_size, sizeof(struct flow));
+};
+
+struct fragments_map {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, MAX_FRAGMENTED);
+	__uint(key_size, sizeof(struct fragment_key));
+	__uint(value_size, sizeof(struct first_fragment));
+};
+
+/* Which state a counter block's device has, and the maps of each state: those of a container's devices are one. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, MAX_DEVICES);
+	__type(key, __u32);
+	__type(value, __u32);
+} states SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, MAX_STATES);
+	__type(key, __u32);
+	__array(values, struct unanswered_map);
+} unanswered SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, MAX_STATES);
+	__type(key, __u32);
+	__array(values, struct answered_map);
+} answered SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, MAX_STATES);
+	__type(key, __u32);
+	__array(values, struct fragments_map);
+} fragments SEC(".maps");
 
 /* What user space says of each container, for status without an agent; no program reads it. */
 struct {

@@ -52,17 +52,39 @@
 #define IP_UNKNOWN 0x1000202
 #define ALL_UNKNOWN 0x1000203
 #define NOT_IP 0x1000204
-/* No service key: what read_quote returns when there is none. */
-#define BAD_QUOTE 0xffffffff
+
+enum direction { EGRESS, INGRESS }; /* what the container sends, and what it receives */
 
 struct packet {
-	__u32 service; /* service key */
-	__u8 family; /* 4, 6, or 0 when there is no peer */
+	__u32 service; /* service key of what the sender asks for */
+	__u32 reverse; /* service key if it answers instead; TCP, UDP and SCTP only, else service */
+	__u32 src[4]; /* host byte order; IPv4 in [0] */
+	__u32 dst[4];
+	__u32 id; /* of the packet that this is a fragment of */
+	__u32 part_from; /* what this fragment has of it, in bytes; */
+	__u32 part_to; /* exclusive */
+	__u32 quote; /* where the quote of an ICMP error begins, and where it ends at the latest, */
+	__u32 limit; /* in bytes from the begin of the frame */
+	__u16 sport; /* host byte order; of an ICMP echo the identifier, of other ICMP 0 */
+	__u16 dport; /* of an ICMP echo 0, of other ICMP the type */
+	__u8 family; /* 4, 6, or 0 when there are no addresses */
+	__u8 proto;
+	__u8 direction;
 	__u8 reason; /* why something is unknown, else REASON_PASS */
 	__u8 builtin; /* ARP, neighbour discovery or MLD as they should be: no rule applies */
-	__u8 quotes; /* an ICMP error */
-	__u32 peer[4]; /* host byte order; IPv4 in peer[0] */
+	__u8 tcp_flags;
+	__u8 echo; /* an ICMP echo: ECHO_REQUEST or ECHO_REPLY */
+	__u8 fragment; /* FIRST_FRAGMENT or LATER_FRAGMENT */
+	__u8 part_proto; /* in IPv6 of the first header that is fragmented */
+	__u8 quotes; /* an ICMP error: all else here is of the packet that it quotes, turned round */
 };
+
+enum { ECHO_REQUEST = 1, ECHO_REPLY };
+enum { FIRST_FRAGMENT = 1, LATER_FRAGMENT };
+#define TCP_FIN 0x01
+#define TCP_SYN 0x02
+#define TCP_RST 0x04
+#define TCP_ACK 0x10
 
 /*
  * Reads forward, as far as the data go and as the packet says that it goes: limit is where it
@@ -135,37 +157,36 @@ static __always_inline int is_icmp_error(const struct packet *p, __u8 type)
 	       type == ICMP_TIME_EXCEEDED || type == ICMP_PARAMETERPROB;
 }
 
-/* What a reader of headers is asked for. */
+/* Whether the headers are a packet's own or those of one that an ICMP error quotes. */
 enum reading {
-	READ_FRAME, /* the packet itself: peer is its destination, service its destination port */
-	READ_QUOTE, /* one that an ICMP error quotes, turned round: its source, its source port */
+	READ_FRAME,
+	READ_QUOTE,
 };
 
-/* Echo request and echo reply, exchanged. */
-static __always_inline __u8 turned_type(const struct packet *p, __u8 type)
-{
-	if (p->family == 4)
-		return type == ICMP_ECHO      ? ICMP_ECHOREPLY :
-		       type == ICMP_ECHOREPLY ? ICMP_ECHO :
-						type;
-	return type == ICMPV6_ECHO_REQUEST ? ICMPV6_ECHO_REPLY :
-	       type == ICMPV6_ECHO_REPLY   ? ICMPV6_ECHO_REQUEST :
-					     type;
-}
-
-static __always_inline void read_icmp(struct packet *p, __u8 proto, const __u8 *icmp,
-				      enum reading r)
+static __always_inline void read_icmp(struct packet *p, __u8 proto, const __u8 *icmp, int whole)
 {
 	__u8 type = icmp[0];
+	__u8 request = p->family == 4 ? ICMP_ECHO : ICMPV6_ECHO_REQUEST;
+	__u8 reply = p->family == 4 ? ICMP_ECHOREPLY : ICMPV6_ECHO_REPLY;
 
-	p->service = (__u32)proto << 16 | (r == READ_QUOTE ? turned_type(p, type) : type);
+	p->service = p->reverse = (__u32)proto << 16 | type;
 	p->quotes = is_icmp_error(p, type);
+	p->dport = type;
+	if (type == request || type == reply) {
+		p->echo = type == request ? ECHO_REQUEST : ECHO_REPLY;
+		p->dport = 0;
+		/* An ICMPv6 header may end before the identifier; all such are one conversation. */
+		if (whole)
+			p->sport = bpf_ntohs(*(__be16 *)(icmp + 4));
+	}
 }
 
-static __always_inline void read_ports(struct packet *p, __u8 proto, const __be16 *ports,
-				       enum reading r)
+static __always_inline void read_ports(struct packet *p, __u8 proto, const __be16 *ports)
 {
-	p->service = (__u32)proto << 16 | bpf_ntohs(ports[r == READ_QUOTE ? 0 : 1]);
+	p->sport = bpf_ntohs(ports[0]);
+	p->dport = bpf_ntohs(ports[1]);
+	p->service = (__u32)proto << 16 | p->dport;
+	p->reverse = (__u32)proto << 16 | p->sport;
 }
 
 /*
@@ -177,32 +198,39 @@ static __always_inline void read_transport(struct cursor *c, struct packet *p, _
 {
 	__u8 *header;
 
+	p->proto = proto;
 	if (proto == IPPROTO_TCP) {
 		header = take(c, r == READ_QUOTE ? 4 : 20);
-		if (header && r == READ_FRAME && header[12] >> 4 < 5)
-			return unknown_service(p, proto, REASON_BAD_HEADER);
+		if (header && r == READ_FRAME) {
+			if (header[12] >> 4 < 5)
+				return unknown_service(p, proto, REASON_BAD_HEADER);
+			p->tcp_flags = header[13];
+		}
 		if (header)
-			return read_ports(p, proto, (__be16 *)header, r);
+			return read_ports(p, proto, (__be16 *)header);
 	} else if (proto == IPPROTO_UDP) {
 		header = take(c, r == READ_QUOTE ? 4 : 8);
 		if (header)
-			return read_ports(p, proto, (__be16 *)header, r);
+			return read_ports(p, proto, (__be16 *)header);
 	} else if (proto == PROTO_SCTP) {
 		header = take(c, r == READ_QUOTE ? 4 : 12);
 		if (header)
-			return read_ports(p, proto, (__be16 *)header, r);
-	} else if (p->family == 4 && proto == IPPROTO_ICMP) {
-		header = take(c, r == READ_QUOTE ? 4 : 8);
-		if (header)
-			return read_icmp(p, proto, header, r);
-	} else if (p->family == 6 && proto == IPPROTO_ICMPV6) {
+			return read_ports(p, proto, (__be16 *)header);
+	} else if ((p->family == 4 && proto == IPPROTO_ICMP) ||
+		   (p->family == 6 && proto == IPPROTO_ICMPV6)) {
 		header = take(c, 4);
-		if (header)
-			return read_icmp(p, proto, header, r);
+		if (header) {
+			__u8 *rest = take(c, 4);
+
+			if (rest)
+				return read_icmp(p, proto, header, 1);
+			if (p->family == 6 || r == READ_QUOTE)
+				return read_icmp(p, proto, header, 0);
+		}
 	} else {
 		int icmp = proto == IPPROTO_ICMP || proto == IPPROTO_ICMPV6;
 
-		p->service = (__u32)proto << 16 | (icmp ? SERVICE_NONE : 0);
+		p->service = p->reverse = (__u32)proto << 16 | (icmp ? SERVICE_NONE : 0);
 		return;
 	}
 	unknown_service(p, proto, short_reason);
@@ -229,10 +257,20 @@ static __always_inline void read_ipv4(struct cursor *c, struct packet *p, enum r
 	if (!take(c, header - sizeof(*ip)))
 		return unknown(p, IP_UNKNOWN, REASON_TRUNCATED);
 
-	p->peer[0] = bpf_ntohl(r == READ_QUOTE ? ip->saddr : ip->daddr);
+	p->src[0] = bpf_ntohl(ip->saddr);
+	p->dst[0] = bpf_ntohl(ip->daddr);
+	p->proto = ip->protocol;
 	fragment = bpf_ntohs(ip->frag_off);
-	if (fragment & 0x1fff)
+	p->id = ip->id;
+	p->part_proto = ip->protocol;
+	p->part_from = (fragment & 0x1fff) * 8;
+	p->part_to = p->part_from + total - header;
+	if (fragment & 0x1fff) {
+		p->fragment = LATER_FRAGMENT;
 		return unknown_service(p, ip->protocol, REASON_FRAGMENT);
+	}
+	if (fragment & 0x2000)
+		p->fragment = FIRST_FRAGMENT;
 	read_transport(c, p, ip->protocol, fragment & 0x2000 ? REASON_FRAGMENT : REASON_TRUNCATED,
 		       r);
 }
@@ -253,11 +291,12 @@ static __always_inline int is_extension(__u8 proto)
 
 /*
  * Neighbour discovery (RFC 4861: hop limit 255) and MLD (RFC 2710, RFC 3810: hop limit 1) are what makes
- * IPv6 work at all, so no rule applies. Only where they cannot leave the link: a destination of
+ * IPv6 work at all, so no rule applies. Only where they stay on the link: a peer or destination of
  * link scope, or, for neighbour discovery, one with the source's first 64 bits.
  */
-static __always_inline int is_builtin6(const struct ipv6hdr *ip, struct cursor c)
+static __always_inline int is_builtin6(const struct ipv6hdr *ip, struct cursor c, enum direction d)
 {
+	const __u8 *peer = d == EGRESS ? ip->daddr.s6_addr : ip->saddr.s6_addr;
 	const __u8 *dst = ip->daddr.s6_addr;
 	const __u8 *icmp = take(&c, 4);
 	__u8 type;
@@ -267,7 +306,7 @@ static __always_inline int is_builtin6(const struct ipv6hdr *ip, struct cursor c
 	type = icmp[0];
 	if (type >= 133 && type <= 136)
 		return icmp[1] == 0 && ip->hop_limit == 255 &&
-		       ((dst[0] == 0xfe && (dst[1] & 0xc0) == 0x80) ||
+		       ((peer[0] == 0xfe && (peer[1] & 0xc0) == 0x80) ||
 			(dst[0] == 0xff && dst[1] == 0x02) ||
 			(ip->daddr.s6_addr32[0] == ip->saddr.s6_addr32[0] &&
 			 ip->daddr.s6_addr32[1] == ip->saddr.s6_addr32[1]));
@@ -296,10 +335,10 @@ static __always_inline void read_ipv6(struct cursor *c, struct packet *p, enum r
 	if (payload < left)
 		c->limit -= left - payload;
 
-	const struct in6_addr *peer = r == READ_QUOTE ? &ip->saddr : &ip->daddr;
-
-	for (int i = 0; i < 4; i++)
-		p->peer[i] = bpf_ntohl(peer->s6_addr32[i]);
+	for (int i = 0; i < 4; i++) {
+		p->src[i] = bpf_ntohl(ip->saddr.s6_addr32[i]);
+		p->dst[i] = bpf_ntohl(ip->daddr.s6_addr32[i]);
+	}
 
 	proto = ip->nexthdr;
 	for (int i = 0; i <= MAX_EXTENSION_HEADERS && is_extension(proto); i++) {
@@ -313,13 +352,21 @@ static __always_inline void read_ipv6(struct cursor *c, struct packet *p, enum r
 			__u32 fragment = bpf_ntohs(*(__be16 *)(ext + 2));
 
 			proto = ext[0];
+			p->id = *(__u32 *)(ext + 4);
+			p->part_proto = proto;
+			p->part_from = fragment & 0xfff8;
+			p->part_to = p->part_from + c->limit - offset(c);
 			if (fragment & 0xfff8) {
+				p->fragment = LATER_FRAGMENT;
+				p->proto = proto;
 				if (is_extension(proto))
 					return unknown_proto(p, REASON_FRAGMENT);
 				return unknown_service(p, proto, REASON_FRAGMENT);
 			}
-			if (fragment & 1)
+			if (fragment & 1) {
 				short_reason = REASON_FRAGMENT;
+				p->fragment = FIRST_FRAGMENT;
+			}
 			if (!settle(c))
 				return unknown_proto(p, REASON_TRUNCATED);
 			continue;
@@ -329,39 +376,65 @@ static __always_inline void read_ipv6(struct cursor *c, struct packet *p, enum r
 			return unknown_proto(p, REASON_TRUNCATED);
 	}
 	if (r == READ_FRAME && proto == IPPROTO_ICMPV6 && short_reason == REASON_TRUNCATED &&
-	    is_builtin6(ip, *c)) {
+	    is_builtin6(ip, *c, p->direction)) {
 		p->builtin = 1;
 		return;
 	}
 	read_transport(c, p, proto, short_reason, r);
 }
 
-/*
- * An ICMP error is judged by what it quotes: the service key to judge it by, or BAD_QUOTE.
- */
-static __always_inline __u32 read_quote(const struct packet *p, struct cursor c)
+static __always_inline int same_address(const __u32 *a, const __u32 *b)
 {
+	return !((a[0] ^ b[0]) | (a[1] ^ b[1]) | (a[2] ^ b[2]) | (a[3] ^ b[3]));
+}
+
+/*
+ * An ICMP error goes the way that the packet which it quotes came, so it is judged as that packet turned
+ * round. Leaves p, with its own addresses, for one that cannot be.
+ */
+static __always_inline int turn_quote(void *data, void *end, struct packet *p)
+{
+	struct cursor c = { data, end, data, p->limit };
 	struct packet q = {};
 
+	if (p->quote > MAX_OFFSET)
+		return 0;
+	c.pos = data + p->quote;
 	if (p->family == 4)
 		read_ipv4(&c, &q, READ_QUOTE);
 	else
 		read_ipv6(&c, &q, READ_QUOTE);
-	if (q.reason != REASON_PASS || q.quotes)
-		return BAD_QUOTE;
-	if (q.peer[0] != p->peer[0] || q.peer[1] != p->peer[1] || q.peer[2] != p->peer[2] ||
-	    q.peer[3] != p->peer[3])
-		return BAD_QUOTE;
-	return q.service;
+	if (q.reason != REASON_PASS || q.quotes || !same_address(q.src, p->dst))
+		return 0;
+	p->proto = q.proto;
+	p->service = q.reverse;
+	p->reverse = q.service;
+	p->sport = q.dport;
+	p->dport = q.sport;
+	if (q.echo) {
+		/* A reply is about a request and the other way; the identifier is one and the same. */
+		p->service = p->reverse = q.service ^ (q.family == 4 ? ICMP_ECHO : 1);
+		p->echo = q.echo == ECHO_REQUEST ? ECHO_REPLY : ECHO_REQUEST;
+		p->sport = q.sport;
+		p->dport = 0;
+	} else if (q.proto == IPPROTO_ICMP || q.proto == IPPROTO_ICMPV6) {
+		p->sport = 0;
+		p->dport = q.dport;
+	}
+	for (int i = 0; i < 4; i++)
+		p->src[i] = q.dst[i];
+	return 1;
 }
 
-/* Reads a whole Ethernet frame. */
-static __always_inline void read_frame(void *data, void *end, struct packet *p)
+/* Reads a whole Ethernet frame of length bytes, of which those up to end can be read. */
+static __always_inline void read_frame(void *data, void *end, __u32 length, enum direction d,
+				       struct packet *p)
 {
-	struct cursor c = { data, end, data, end - data };
+	struct cursor c = { data, end, data, length };
 	struct ethhdr *eth = take(&c, sizeof(*eth));
 	__be16 type;
 
+	p->direction = d;
 	if (!eth)
 		return unknown(p, ALL_UNKNOWN, REASON_TRUNCATED);
 	type = eth->h_proto;
@@ -389,15 +462,7 @@ static __always_inline void read_frame(void *data, void *end, struct packet *p)
 		p->service = NOT_IP;
 		return;
 	}
-	if (p->quotes) {
-		__u32 service = BAD_QUOTE;
-
-		/* The quote begins after 8 bytes; of an ICMPv6 header 4 have been taken. */
-		if ((p->family == 4 || take(&c, 4)) && settle(&c))
-			service = read_quote(p, c);
-		if (service != BAD_QUOTE)
-			p->service = service;
-		else
-			unknown_proto(p, REASON_BAD_QUOTE);
-	}
+	/* The header of an error is 8 bytes in both families. */
+	p->quote = offset(&c);
+	p->limit = c.limit;
 }

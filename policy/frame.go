@@ -15,16 +15,32 @@ type packet struct {
 	// proto is the IANA number behind the extension headers.
 	proto      uint8
 	protoKnown bool
-	// service is the destination port (in a quote the source port) or the ICMP type. It is known, and
+	// service is the destination port or the ICMP type. It is known, and
 	// zero, for a known protocol that has none.
 	service      uint16
 	serviceKnown bool
+	// from and to are the source and the destination port where the service is a port.
+	from, to uint16
+	// flags are those of a TCP header, 0 in a quote.
+	flags uint8
+	// echo is the identifier of an ICMP echo, 0 where the message ends before it does.
+	echo uint16
 	// first and later say which part of a fragmented packet this is; both are false for a whole one.
 	first, later bool
+	// part is set where first or later is.
+	part part
 	// icmp is the message from its type on, nil where it is no ICMP of its family or could not be read.
 	icmp []byte
 	// why is the reason for whatever is unknown, Pass where nothing is.
 	why Reason
+}
+
+// part is what a fragment says of its place; of several fragment headers the last one does.
+type part struct {
+	id    uint32
+	proto uint8 // what the fragment header, or the IPv4 header, names; it may be an extension header
+	// from and to are bytes of the fragmented part of the packet; to is the first that is not in this fragment.
+	from, to int
 }
 
 // class says how much of the envelope is known.
@@ -57,6 +73,11 @@ const (
 	protoSCTP   = 132
 
 	headerFragment = 44
+
+	flagFIN = 0x01
+	flagSYN = 0x02
+	flagRST = 0x04
+	flagACK = 0x10
 )
 
 // readFrame reads a frame from its destination MAC on.
@@ -105,7 +126,9 @@ func readIPv4(b []byte, quoted bool) packet {
 
 	// RFC 791: reserved bit, don't fragment, more fragments, then 13 bits of offset.
 	fragment := binary.BigEndian.Uint16(b[6:])
-	if fragment&0x1fff != 0 {
+	offset := int(fragment&0x1fff) * 8
+	p.part = part{uint32(binary.BigEndian.Uint16(b[4:])), p.proto, offset, offset + len(b) - header}
+	if offset != 0 {
 		p.later, p.why = true, Fragment
 		return p
 	}
@@ -147,7 +170,9 @@ func walkHeaders(p packet, next uint8, b []byte, quoted bool) packet {
 		if next == headerFragment {
 			// RFC 8200 4.5: 13 bits of offset, two reserved, more fragments.
 			fragment := binary.BigEndian.Uint16(b[2:])
-			if fragment&0xfff8 != 0 {
+			offset := int(fragment &^ 7)
+			p.part = part{binary.BigEndian.Uint32(b[4:]), b[0], offset, offset + len(b) - size}
+			if offset != 0 {
 				p.proto, p.protoKnown = b[0], !isExtension(b[0])
 				p.later, p.why = true, Fragment
 				return p
@@ -210,11 +235,15 @@ func readTransport(p packet, b []byte, quoted bool) packet {
 	switch {
 	case p.proto == protoICMP || p.proto == protoICMPv6:
 		p.service, p.icmp = uint16(b[0]), b
-	case quoted:
-		p.service = binary.BigEndian.Uint16(b)
-	default:
-		p.service = binary.BigEndian.Uint16(b[2:])
+		if len(b) >= 8 {
+			p.echo = binary.BigEndian.Uint16(b[4:])
+		}
+		return p
+	case p.proto == protoTCP && !quoted:
+		p.flags = b[13]
 	}
+	p.from, p.to = binary.BigEndian.Uint16(b), binary.BigEndian.Uint16(b[2:])
+	p.service = p.to
 	return p
 }
 
@@ -308,6 +337,8 @@ func (p packet) answered() packet {
 		return bad
 	}
 	q.src, q.dst = q.dst, q.src
+	q.from, q.to = q.to, q.from
+	q.service = q.to
 	if q.icmp != nil {
 		q.service = oppositeType(q.dst.Is6(), q.icmp[0])
 	}

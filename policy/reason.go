@@ -29,13 +29,15 @@ const (
 	Fragment
 	// BadQuote: an ICMP error whose quoted packet cannot be read or does not fit the error.
 	BadQuote
+	// TableFull: the container has more conversations than its table holds.
+	TableFull
 	// NumReasons is how many there are.
 	NumReasons
 )
 
 var reasonNames = [NumReasons]string{
 	"pass", "rule", "default", "quarantine", "no-policy", "truncated", "bad-header",
-	"too-many-tags", "too-many-headers", "fragment", "bad-quote",
+	"too-many-tags", "too-many-headers", "fragment", "bad-quote", "table-full",
 }
 
 // String is the name that users see in status, events and metrics.

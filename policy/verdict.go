@@ -11,28 +11,45 @@ import (
 // does not let it pass names the verdict. An empty stack lets everything pass.
 //
 // frame begins with the destination MAC; Egress means that the container sends it, Ingress that it
-// receives it. The frame is judged alone, without conversations. Limits, Mode, antispoof, Log and Program play no part,
+// receives it. The frame is judged alone; Conversations.Verdict knows what went before. Limits, Mode, antispoof, Log and Program play no part,
 // and a group that has no FixedRanges holds nobody: the agent puts ranges in its place before.
 func (s Stack) Verdict(dir Direction, frame []byte) Verdict {
+	return s.alone(dir, readFrame(frame))
+}
+
+// Verdict is that of a Stack with p for its only source.
+func (p Policy) Verdict(dir Direction, frame []byte) Verdict {
+	return Stack{{Policy: p}}.Verdict(dir, frame)
+}
+
+// alone judges a packet without conversations.
+func (s Stack) alone(dir Direction, pkt packet) Verdict {
+	if pkt.builtIn(dir) {
+		return passes
+	}
+	if pkt.isError() {
+		pkt = pkt.answered()
+	}
+	return s.first(func(p Policy) Verdict { return p.judgeAll(dir, pkt) })
+}
+
+// passes is the verdict on what nothing forbids.
+var passes = Verdict{Pass, -1, -1}
+
+// first is the verdict of the first source that does not let something pass.
+func (s Stack) first(judge func(Policy) Verdict) Verdict {
 	for i, source := range s {
-		if v := source.Policy.Verdict(dir, frame); v.Reason == ByRule {
+		if v := judge(source.Policy); v.Reason == ByRule {
 			return Verdict{ByRule, i, v.Rule}
 		} else if v.Reason != Pass {
 			return v
 		}
 	}
-	return Verdict{Pass, -1, -1}
+	return passes
 }
 
-// Verdict is that of a Stack with p for its only source.
-func (p Policy) Verdict(dir Direction, frame []byte) Verdict {
-	pkt := readFrame(frame)
-	if pkt.builtIn(dir) {
-		return Verdict{Pass, -1, -1}
-	}
-	if pkt.isError() {
-		pkt = pkt.answered()
-	}
+// judgeAll is what p says of all that pkt can be, if that is one and the same.
+func (p Policy) judgeAll(dir Direction, pkt packet) Verdict {
 	var common *Verdict
 	for s := range p.subjects(dir, pkt) {
 		v := p.judge(dir, s)
@@ -64,7 +81,7 @@ func (p Policy) judge(dir Direction, s subject) Verdict {
 		return Verdict{ByRule, 0, dropped}
 	}
 	if matches(Allow) >= 0 || p.PassesByDefault(dir) {
-		return Verdict{Pass, -1, -1}
+		return passes
 	}
 	return Verdict{ByDefault, -1, -1}
 }

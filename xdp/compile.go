@@ -22,8 +22,12 @@ type Tables struct {
 	nodes []filterNode
 	flat  map[int]bool // positions in nodes that hold no links
 	table [2]filterTable
-	// Rules names the counter slots, in the order of the slots.
-	Rules []string
+	// Rules names the counter slots of each direction, in the order of the slots.
+	Rules [2][]string
+	// Stateful says that verdicts depend on who opened a conversation.
+	Stateful bool
+	// Receives says that what the container receives has to be judged, too.
+	Receives bool
 	// digest tells equal policies.
 	digest [32]byte
 }
@@ -34,14 +38,16 @@ func Compile(s policy.Stack) (*Tables, error) {
 	if err := enforceable(s); err != nil {
 		return nil, err
 	}
-	t := &Tables{}
+	t := &Tables{Stateful: s.Stateful()}
 	f := newForest()
-	rules := t.slotted(s, policy.Egress)
-	table, err := compileDirection(f, s, rules, policy.Egress)
-	if err != nil {
-		return nil, err
+	for _, dir := range []policy.Direction{policy.Egress, policy.Ingress} {
+		rules := t.slotted(s, dir)
+		var err error
+		if t.table[dir], err = compileDirection(f, s, rules, dir); err != nil {
+			return nil, err
+		}
+		t.Receives = t.Receives || t.Stateful || dir == policy.Ingress && len(rules) > 0
 	}
-	t.table[policy.Egress] = table
 	t.nodes, t.flat = f.nodes, f.flat
 	t.seal()
 	return t, nil
@@ -58,6 +64,7 @@ func (t *Tables) seal() {
 	h := sha256.New()
 	_ = binary.Write(h, binary.LittleEndian, t.nodes) // a hash returns no error
 	_ = binary.Write(h, binary.LittleEndian, t.table)
+	_ = binary.Write(h, binary.LittleEndian, t.Stateful)
 	h.Sum(t.digest[:0])
 }
 
@@ -71,7 +78,7 @@ func enforceable(s policy.Stack) error {
 		p := source.Policy
 		for _, r := range p.Rules {
 			switch {
-			case r.Verb != policy.Drop, !r.In[policy.Egress]:
+			case r.Verb == policy.Limit:
 				refuse("%s=%s", r.Key(), r.Match)
 			case r.Match.What.Kind == policy.DNS, r.Match.What.Kind == policy.Metadata:
 				refuse("%s=%s", r.Key(), r.Match)
@@ -83,16 +90,8 @@ func enforceable(s policy.Stack) error {
 				}
 			}
 		}
-		for d, def := range p.Default {
-			if def != policy.Unset {
-				refuse("xdp.%s.default", policy.Direction(d))
-			}
-		}
 		if p.Mode != policy.Enforce {
 			refuse("xdp.mode=%s", p.Mode)
-		}
-		if p.Hook == policy.HookTCX {
-			refuse("xdp.hook=%s", p.Hook)
 		}
 		if p.Log != policy.LogDrops {
 			refuse("xdp.log=%s", p.Log)
@@ -122,15 +121,18 @@ type slottedRule struct {
 // difference costs nodes.
 func (t *Tables) slotted(s policy.Stack, dir policy.Direction) []slottedRule {
 	var out []slottedRule
+	others := false
 	for i, source := range s {
 		for _, r := range source.Policy.Rules {
 			if !r.In[dir] || r.Verb == policy.Limit {
 				continue
 			}
 			slot := uint32(ruleSlots - 1)
-			if r.Verb == policy.Drop && len(t.Rules) < ruleSlots-1 {
-				slot = uint32(len(t.Rules))
-				t.Rules = append(t.Rules, r.Match.String())
+			if r.Verb == policy.Drop && len(t.Rules[dir]) < ruleSlots-1 {
+				slot = uint32(len(t.Rules[dir]))
+				t.Rules[dir] = append(t.Rules[dir], r.Match.String())
+			} else if r.Verb == policy.Drop {
+				others = true
 			}
 			out = append(out, slottedRule{
 				source: i, verb: r.Verb, slot: slot,
@@ -141,8 +143,8 @@ func (t *Tables) slotted(s policy.Stack, dir policy.Direction) []slottedRule {
 			})
 		}
 	}
-	if len(out) >= ruleSlots {
-		t.Rules = append(t.Rules, "other rules")
+	if others {
+		t.Rules[dir] = append(t.Rules[dir], "other rules")
 	}
 	out = joinRules(out, func(r slottedRule) string { return "p" + r.peers.String() }, func(a *slottedRule, b slottedRule) {
 		a.services = append(a.services, b.services...)
@@ -298,6 +300,11 @@ func (t *Tables) place(first uint32) (filterPolicy, []filterNode) {
 		}
 	}
 	p := filterPolicy{FirstNode: first, NumNodes: uint32(len(nodes)), Digest: t.digest}
+	// Of the content, so that equal policies have equal ones whenever they were put there.
+	p.Generation = binary.LittleEndian.Uint32(t.digest[:])
+	if t.Stateful {
+		p.Stateful = 1
+	}
 	for dir, table := range t.table {
 		p.Table[dir] = filterTable{
 			Services: rebase(table.Services), Peers4: rebase(table.Peers4),

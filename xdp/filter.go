@@ -21,7 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-//go:generate go tool bpf2go -cc clang-16 -strip llvm-strip-16 -target bpfel -go-package xdp -type node -type table -type policy -type device -type counter_block -type record_key -type record_part filter ../bpf/xdp.c -- -O2 -mcpu=v3 -Wall -Werror -I/usr/include/x86_64-linux-gnu
+//go:generate go tool bpf2go -cc clang-16 -strip llvm-strip-16 -target bpfel -go-package xdp -type node -type table -type policy -type device -type counter_block -type record_key -type record_part filter ../bpf/vethwall.c -- -O2 -mcpu=v3 -Wall -Werror -I/usr/include/x86_64-linux-gnu
 
 // DefaultDir is where everything is pinned unless the user says otherwise.
 const DefaultDir = "/sys/fs/bpf/vethwall"
@@ -38,9 +38,9 @@ type Filter struct {
 	lock *os.File
 	objs filterObjects
 	maps *pool
-	// links are our pinned links by ifindex. Their file descriptors stay open, so that a filter stays
-	// when somebody removes its pin.
-	links map[int]*pinnedLink
+	// links are our pinned links. Their file descriptors stay open, so that a filter stays when somebody
+	// removes its pin.
+	links map[hookID]link.Link
 }
 
 // Open loads the programs, and creates or adopts the maps and links under dir, which must be on a bpffs. Links
@@ -70,11 +70,8 @@ func (f *Filter) load() error {
 			return fmt.Errorf("%w; is %s on a bpffs?", err, f.dir)
 		}
 	}
-	for _, m := range spec.Maps {
-		m.Pinning = ebpf.PinByName
-	}
-	if err := spec.LoadAndAssign(&f.objs, &ebpf.CollectionOptions{Maps: ebpf.MapOptions{PinPath: maps}}); err != nil {
-		return fmt.Errorf("load the filter: %w", err)
+	if err := f.loadInto(spec); err != nil {
+		return err
 	}
 	if f.maps, err = newPool(&f.objs); err != nil {
 		return err
@@ -82,13 +79,28 @@ func (f *Filter) load() error {
 	return f.adopt()
 }
 
+// loadInto loads the programs over the pinned maps, which it makes where they are missing.
+func (f *Filter) loadInto(spec *ebpf.CollectionSpec) error {
+	for _, m := range spec.Maps {
+		m.Pinning = ebpf.PinByName
+	}
+	if err := spec.LoadAndAssign(&f.objs, &ebpf.CollectionOptions{Maps: ebpf.MapOptions{PinPath: mapsDir(f.dir, spec)}}); err != nil {
+		return fmt.Errorf("load the filter: %w", err)
+	}
+	return nil
+}
+
 // Close releases what the process holds. Filters stay in force.
 func (f *Filter) Close() {
+	f.closeLinks()
+	_ = f.objs.Close()
+	_ = f.lock.Close()
+}
+
+func (f *Filter) closeLinks() {
 	for _, l := range f.links {
 		_ = l.Close()
 	}
-	_ = f.objs.Close()
-	_ = f.lock.Close()
 }
 
 // lockDir creates dir and takes it for this process alone. The lock ends with the process.
@@ -110,10 +122,14 @@ func lockDir(dir string) (*os.File, error) {
 	return d, nil
 }
 
+// format is the number of what the maps' values mean; it changes where their types do not.
+const format = 2
+
 // mapsDir names the directory of the maps by a hash of their layout: cilium/ebpf calls a pinned map compatible
 // by type, sizes and flags only, and a struct whose fields moved would pass.
 func mapsDir(dir string, spec *ebpf.CollectionSpec) string {
 	h := sha256.New()
+	fmt.Fprintln(h, "format", format)
 	var names []string
 	for name := range spec.Maps {
 		names = append(names, name)
@@ -122,6 +138,9 @@ func mapsDir(dir string, spec *ebpf.CollectionSpec) string {
 	for _, name := range names {
 		m := spec.Maps[name]
 		fmt.Fprintln(h, name, m.Type, m.KeySize, m.ValueSize, m.MaxEntries, m.Flags)
+		if in := m.InnerMap; in != nil {
+			fmt.Fprintln(h, in.Type, in.KeySize, in.ValueSize, in.MaxEntries, in.Flags)
+		}
 		for _, t := range []btf.Type{m.Key, m.Value} {
 			fields, _ := new(btf.GoFormatter).TypeDeclaration("t", t)
 			fmt.Fprintln(h, fields)
@@ -163,6 +182,7 @@ func Uninstall(dir string) error {
 	}
 	defer lock.Close()
 	raiseDowned(dir)
+	removeClsact(dir)
 	pins, _ := filepath.Glob(filepath.Join(dir, "links", "*"))
 	for _, pin := range pins {
 		// Removing the pin of a link ends it too, but some time later.
@@ -177,8 +197,28 @@ func Uninstall(dir string) error {
 	return nil
 }
 
+// removeClsact removes the filters that are no links from the devices that the maps know.
+func removeClsact(dir string) {
+	eachDevice(dir, func(d filterDevice) {
+		for _, hook := range []string{hookSent, hookReceived} {
+			_ = clsactDetach(hookID{int(d.Ifindex), hook})
+		}
+	})
+}
+
 // raiseDowned sets up again what Shut set down, as far as the maps still tell.
 func raiseDowned(dir string) {
+	f := &Filter{dir: dir, links: map[hookID]link.Link{}}
+	defer f.closeLinks()
+	eachDevice(dir, func(d filterDevice) {
+		if d.Policy == 0 && !f.hooked(int(d.Ifindex)) {
+			_ = setLink(int(d.Ifindex), netlink.LinkSetUp)
+		}
+	})
+}
+
+// eachDevice calls f for every device in any version's maps that can be read.
+func eachDevice(dir string, f func(filterDevice)) {
 	pins, _ := filepath.Glob(filepath.Join(dir, "maps-*", "devices"))
 	for _, pin := range pins {
 		m, err := ebpf.LoadPinnedMap(pin, nil)
@@ -186,9 +226,8 @@ func raiseDowned(dir string) {
 			continue
 		}
 		_ = readArray(m, func(_ uint32, d filterDevice) {
-			own, _ := handPins(dir, int(d.Ifindex))
-			if _, err := os.Lstat(own); d.Ifindex != 0 && d.Policy == 0 && errors.Is(err, os.ErrNotExist) {
-				_ = setLink(int(d.Ifindex), netlink.LinkSetUp) // its filter, if any, is gone by now anyway
+			if d.Ifindex != 0 {
+				f(d)
 			}
 		})
 		_ = m.Close()

@@ -20,7 +20,7 @@ type filterCounterBlock struct {
 		Packets uint64
 		Bytes   uint64
 	}
-	Rule [32]struct {
+	Rule [2][32]struct {
 		_       structs.HostLayout
 		Packets uint64
 		Bytes   uint64
@@ -42,11 +42,13 @@ type filterNode struct {
 }
 
 type filterPolicy struct {
-	_         structs.HostLayout
-	FirstNode uint32
-	NumNodes  uint32
-	Table     [2]filterTable
-	Digest    [32]uint8
+	_          structs.HostLayout
+	FirstNode  uint32
+	NumNodes   uint32
+	Table      [2]filterTable
+	Generation uint32
+	Stateful   uint32
+	Digest     [32]uint8
 }
 
 type filterRecordKey struct {
@@ -72,13 +74,19 @@ type filterTable struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	filterMapContainers     = "containers"
-	filterMapCounters       = "counters"
-	filterMapDeviceOverflow = "device_overflow"
-	filterMapDevices        = "devices"
-	filterMapNodes          = "nodes"
-	filterMapPolicies       = "policies"
-	filterProgVethwallXdp   = "vethwall_xdp"
+	filterMapAnswered          = "answered"
+	filterMapContainers        = "containers"
+	filterMapCounters          = "counters"
+	filterMapDeviceOverflow    = "device_overflow"
+	filterMapDevices           = "devices"
+	filterMapFragments         = "fragments"
+	filterMapNodes             = "nodes"
+	filterMapPolicies          = "policies"
+	filterMapStates            = "states"
+	filterMapUnanswered        = "unanswered"
+	filterProgVethwallReceived = "vethwall_received"
+	filterProgVethwallSent     = "vethwall_sent"
+	filterProgVethwallXdp      = "vethwall_xdp"
 )
 
 // loadFilter returns the embedded CollectionSpec for filter.
@@ -123,19 +131,25 @@ type filterSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type filterProgramSpecs struct {
-	VethwallXdp *ebpf.ProgramSpec `ebpf:"vethwall_xdp"`
+	VethwallReceived *ebpf.ProgramSpec `ebpf:"vethwall_received"`
+	VethwallSent     *ebpf.ProgramSpec `ebpf:"vethwall_sent"`
+	VethwallXdp      *ebpf.ProgramSpec `ebpf:"vethwall_xdp"`
 }
 
 // filterMapSpecs contains maps before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type filterMapSpecs struct {
+	Answered       *ebpf.MapSpec `ebpf:"answered"`
 	Containers     *ebpf.MapSpec `ebpf:"containers"`
 	Counters       *ebpf.MapSpec `ebpf:"counters"`
 	DeviceOverflow *ebpf.MapSpec `ebpf:"device_overflow"`
 	Devices        *ebpf.MapSpec `ebpf:"devices"`
+	Fragments      *ebpf.MapSpec `ebpf:"fragments"`
 	Nodes          *ebpf.MapSpec `ebpf:"nodes"`
 	Policies       *ebpf.MapSpec `ebpf:"policies"`
+	States         *ebpf.MapSpec `ebpf:"states"`
+	Unanswered     *ebpf.MapSpec `ebpf:"unanswered"`
 }
 
 // filterVariableSpecs contains global variables before they are loaded into the kernel.
@@ -164,22 +178,30 @@ func (o *filterObjects) Close() error {
 //
 // It can be passed to loadFilterObjects or ebpf.CollectionSpec.LoadAndAssign.
 type filterMaps struct {
+	Answered       *ebpf.Map `ebpf:"answered"`
 	Containers     *ebpf.Map `ebpf:"containers"`
 	Counters       *ebpf.Map `ebpf:"counters"`
 	DeviceOverflow *ebpf.Map `ebpf:"device_overflow"`
 	Devices        *ebpf.Map `ebpf:"devices"`
+	Fragments      *ebpf.Map `ebpf:"fragments"`
 	Nodes          *ebpf.Map `ebpf:"nodes"`
 	Policies       *ebpf.Map `ebpf:"policies"`
+	States         *ebpf.Map `ebpf:"states"`
+	Unanswered     *ebpf.Map `ebpf:"unanswered"`
 }
 
 func (m *filterMaps) Close() error {
 	return _FilterClose(
+		m.Answered,
 		m.Containers,
 		m.Counters,
 		m.DeviceOverflow,
 		m.Devices,
+		m.Fragments,
 		m.Nodes,
 		m.Policies,
+		m.States,
+		m.Unanswered,
 	)
 }
 
@@ -193,11 +215,15 @@ type filterVariables struct {
 //
 // It can be passed to loadFilterObjects or ebpf.CollectionSpec.LoadAndAssign.
 type filterPrograms struct {
-	VethwallXdp *ebpf.Program `ebpf:"vethwall_xdp"`
+	VethwallReceived *ebpf.Program `ebpf:"vethwall_received"`
+	VethwallSent     *ebpf.Program `ebpf:"vethwall_sent"`
+	VethwallXdp      *ebpf.Program `ebpf:"vethwall_xdp"`
 }
 
 func (p *filterPrograms) Close() error {
 	return _FilterClose(
+		p.VethwallReceived,
+		p.VethwallSent,
 		p.VethwallXdp,
 	)
 }

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -19,105 +20,164 @@ import (
 // ErrTaken is returned where somebody else's XDP program is in the way. It is never replaced.
 var ErrTaken = errors.New("the XDP slot is taken by another program")
 
-// Pins of links are named ifindex-xdp, or ifindex-byhand for a program that `vethwall attach` put there.
+// Hooks, by which their pins are named: ifindex-hook. byHand is the XDP slot with a program that `vethwall attach`
+// put there.
 const (
-	suffixXDP    = "-xdp"
-	suffixByHand = "-byhand"
+	hookXDP      = "xdp"      // what the container sends
+	hookSent     = "sent"     // the same, at tc ingress
+	hookReceived = "received" // what it receives, at tc egress
+	hookByHand   = "byhand"
 )
 
-type pinnedLink struct {
-	link.Link
-	path string
+var allHooks = []string{hookXDP, hookSent, hookReceived, hookByHand}
+
+type hookID struct {
+	ifindex int
+	hook    string
 }
 
-func (f *Filter) pin(ifindex int, suffix string) string {
-	return filepath.Join(f.linksDir(), strconv.Itoa(ifindex)+suffix)
+func (f *Filter) pin(id hookID) string {
+	return filepath.Join(f.linksDir(), strconv.Itoa(id.ifindex)+"-"+id.hook)
 }
 
-// adopt takes over the pinned links and drops those whose device is gone.
+// Mode is where what a container sends is judged.
+type Mode string
+
+// Generic XDP is judged on what the stack has built; Native in the driver, with its price on a veth
+// (docs/architecture.md); TCX at tc ingress. Auto is Generic, or TCX where the XDP slot is taken.
+const (
+	Auto    Mode = ""
+	Generic Mode = "generic"
+	Native  Mode = "native"
+	TCX     Mode = "tcx"
+)
+
+// adopt takes over the pinned links, and what earlier versions knew of devices that were set down.
 func (f *Filter) adopt() error {
-	f.links = map[int]*pinnedLink{}
-	pins, err := os.ReadDir(f.linksDir())
-	if err != nil {
+	f.links = map[hookID]link.Link{}
+	if err := f.scanPins(); err != nil {
 		return err
 	}
-	for _, pin := range pins {
-		path := filepath.Join(f.linksDir(), pin.Name())
-		l, err := link.LoadPinnedLink(path, nil)
-		if err != nil {
-			_ = os.Remove(path) // nothing that we made, or half of it
-			continue
-		}
-		ifindex := deviceOf(l)
-		if ifindex == 0 || pin.Name() != strconv.Itoa(ifindex)+suffixXDP && pin.Name() != strconv.Itoa(ifindex)+suffixByHand {
-			_ = os.Remove(path)
-			_ = l.Close()
-			continue
-		}
-		f.links[ifindex] = &pinnedLink{l, path}
-	}
 	for ifindex := range f.maps.devices {
-		if f.links[ifindex] == nil && (!f.maps.isShut(ifindex) || !exists(ifindex)) {
+		if !f.hooked(ifindex) && (!f.maps.isShut(ifindex) || !exists(ifindex)) {
 			if err := f.maps.remove(ifindex); err != nil {
 				return err
 			}
 		}
 	}
-	return nil
+	var err error
+	eachDevice(f.dir, func(d filterDevice) {
+		if ifindex := int(d.Ifindex); d.Policy == 0 && exists(ifindex) && !f.hooked(ifindex) {
+			err = errors.Join(err, f.maps.setPolicy(ifindex, Closed()))
+		}
+	})
+	return err
 }
 
-// deviceOf is the ifindex that l is attached to, 0 when the device is gone.
-func deviceOf(l link.Link) int {
-	info, err := l.Info()
-	if err != nil || info.XDP() == nil {
-		return 0
-	}
-	return int(info.XDP().Ifindex)
-}
-
-// Mode is how an XDP program is run.
-type Mode string
-
-// Generic runs it on what the stack has built; Native in the driver, with its price on a veth (docs/architecture.md).
-const (
-	Generic Mode = "generic"
-	Native  Mode = "native"
-)
-
-func (m Mode) flags() link.XDPAttachFlags {
-	if m == Native {
-		return link.XDPDriverMode
-	}
-	return link.XDPGenericMode
-}
-
-// Attach puts t into force on what the container behind a host-side veth sends. The policy is in force when
-// it returns without an error. A link that is there is kept: its policy changes in one step, its mode does not, and
-// a program that `vethwall attach` put there stays. A device that Shut set down comes up again, with its filter.
-// ErrTaken: see there. After any error the device may be without a filter: Shut closes it.
-func (f *Filter) Attach(ifindex int, t *Tables, mode Mode) error {
-	l, err := f.live(ifindex)
+// scanPins takes over what is pinned, and removes the pins of devices that are gone, and what is half made or not ours.
+func (f *Filter) scanPins() error {
+	pins, err := os.ReadDir(f.linksDir())
 	if err != nil {
 		return err
 	}
-	if l != nil {
-		if err := f.maps.setPolicy(ifindex, t); err != nil {
+	for _, pin := range pins {
+		number, hook, _ := strings.Cut(pin.Name(), "-")
+		ifindex, err := strconv.Atoi(number)
+		if err != nil || !slices.Contains(allHooks, hook) || f.live(hookID{ifindex, hook}) == nil {
+			_ = os.Remove(filepath.Join(f.linksDir(), pin.Name()))
+		}
+	}
+	return nil
+}
+
+// deviceOf is the ifindex that l is attached to, 0 when the device is gone or the link was detached.
+func deviceOf(l link.Link) int {
+	info, err := l.Info()
+	switch {
+	case err != nil:
+		return 0
+	case info.XDP() != nil:
+		return int(info.XDP().Ifindex)
+	case info.TCX() != nil:
+		return int(info.TCX().Ifindex)
+	}
+	return 0
+}
+
+// live is our link at a hook, nil where there is none. One that somebody else of us has pinned is taken over.
+func (f *Filter) live(id hookID) link.Link {
+	l := f.links[id]
+	if l == nil {
+		var err error
+		if l, err = link.LoadPinnedLink(f.pin(id), nil); err != nil {
+			return nil
+		}
+	}
+	if deviceOf(l) != id.ifindex {
+		delete(f.links, id)
+		_ = l.Close()
+		_ = os.Remove(f.pin(id))
+		return nil
+	}
+	f.links[id] = l
+	return l
+}
+
+// has reports whether a hook has our program.
+func (f *Filter) has(id hookID) bool {
+	return f.live(id) != nil || id.hook != hookXDP && id.hook != hookByHand && clsactHas(id)
+}
+
+// hooked reports whether a device has any hook of ours.
+func (f *Filter) hooked(ifindex int) bool {
+	return slices.ContainsFunc(allHooks, func(hook string) bool { return f.has(hookID{ifindex, hook}) })
+}
+
+// ByHand reports whether a program that `vethwall attach` put there has the XDP slot.
+func (f *Filter) ByHand(ifindex int) bool {
+	_, err := os.Lstat(f.pin(hookID{ifindex, hookByHand}))
+	return err == nil
+}
+
+// hooks are where t has to be attached.
+func (f *Filter) hooks(ifindex int, t *Tables, mode Mode) []string {
+	out := []string{hookXDP}
+	if mode == TCX || f.ByHand(ifindex) || mode == Auto && f.has(hookID{ifindex, hookSent}) {
+		out[0] = hookSent
+	}
+	if t.Receives {
+		out = append(out, hookReceived)
+	}
+	return out
+}
+
+// Attach puts t into force on the host-side veth of a container, whose other such veths are siblings: they share its
+// conversations. The policy is in force when it returns without an error. What is attached is kept: its policy
+// changes in one step, its mode does not, and a program that `vethwall attach` put there keeps the XDP slot.
+// A device that Shut set down comes up again, with its filter. ErrTaken: see there. After any error the device may
+// be without a filter: Shut closes it.
+func (f *Filter) Attach(ifindex int, t *Tables, mode Mode, siblings ...int) error {
+	hooks := f.hooks(ifindex, t, mode)
+	fresh := !f.hooked(ifindex)
+	shut := fresh && f.maps.isShut(ifindex)
+	if fresh {
+		// Closed until everything is in place; this is also what says that Shut has been here.
+		if err := f.maps.setPolicy(ifindex, Closed()); err != nil {
 			return err
 		}
-		return f.refresh(ifindex, l)
 	}
-	shut := f.maps.isShut(ifindex)
-	// Closed until everything is in place; this is also what says that Shut has been here.
-	if err := f.maps.setPolicy(ifindex, Closed()); err != nil {
-		return err
-	}
-	if err := f.attachNew(ifindex, f.objs.VethwallXdp, mode, suffixXDP); err != nil {
-		if !shut {
-			err = errors.Join(err, f.maps.remove(ifindex))
+	for _, hook := range hooks {
+		if err := f.ensure(hookID{ifindex, hook}, mode); err != nil {
+			if fresh {
+				err = errors.Join(err, f.unhook(ifindex))
+			}
+			if fresh && !shut {
+				err = errors.Join(err, f.maps.remove(ifindex))
+			}
+			return err
 		}
-		return err
 	}
-	if err := f.maps.setPolicy(ifindex, t); err != nil {
+	if err := f.maps.setPolicy(ifindex, t, siblings...); err != nil {
 		return err
 	}
 	if shut {
@@ -129,92 +189,122 @@ func (f *Filter) Attach(ifindex int, t *Tables, mode Mode) error {
 // Shut closes a device that must be closed: by the filter with a policy that lets nothing pass, or where none can be
 // attached by setting the device down. byFilter says which.
 func (f *Filter) Shut(ifindex int) (byFilter bool, err error) {
-	if err := f.Attach(ifindex, Closed(), Generic); err == nil {
+	if err := f.Attach(ifindex, Closed(), Auto); err == nil {
 		return true, nil
 	}
-	// The entry of a device without a link says, to us and to those after us, that we set it down.
-	if err := f.maps.setPolicy(ifindex, Closed()); err != nil {
-		return false, err
-	}
-	return false, setLink(ifindex, netlink.LinkSetDown)
+	// The entry of a device without a hook says, to us and to those after us, that we set it down. Without
+	// room for an entry it has to go down all the same.
+	return false, errors.Join(setLink(ifindex, netlink.LinkSetDown), f.maps.setPolicy(ifindex, Closed()))
 }
 
-// live is our link on a device, nil where there is none. A device that is gone takes its link along.
-func (f *Filter) live(ifindex int) (*pinnedLink, error) {
-	l := f.links[ifindex]
-	if l == nil {
-		return nil, nil
+// ensure attaches our program at a hook unless it is there, and sees to it that it is that of this version and pinned.
+func (f *Filter) ensure(id hookID, mode Mode) error {
+	if l := f.live(id); l != nil {
+		return f.refresh(id, l)
 	}
-	if deviceOf(l) != ifindex {
-		return nil, f.drop(ifindex)
+	var l link.Link
+	var err error
+	if id.hook == hookXDP {
+		l, err = attachXDP(id.ifindex, f.objs.VethwallXdp, mode)
+		if errors.Is(err, ErrTaken) && mode == Auto {
+			return f.ensure(hookID{id.ifindex, hookSent}, mode)
+		}
+	} else if l, err = attachTCX(id, f.program(id.hook)); errors.Is(err, ebpf.ErrNotSupported) {
+		return clsactAttach(id, f.program(id.hook))
+	}
+	if err != nil {
+		return err
+	}
+	_ = os.Remove(f.pin(id)) // of a device that had this number before
+	if err := l.Pin(f.pin(id)); err != nil {
+		_ = l.Close()
+		return fmt.Errorf("pin the link of ifindex %d: %w", id.ifindex, err)
+	}
+	f.links[id] = l
+	return nil
+}
+
+func (f *Filter) program(hook string) *ebpf.Program {
+	switch hook {
+	case hookSent:
+		return f.objs.VethwallSent
+	case hookReceived:
+		return f.objs.VethwallReceived
+	}
+	return f.objs.VethwallXdp
+}
+
+func attachXDP(ifindex int, program *ebpf.Program, mode Mode) (link.Link, error) {
+	flags := link.XDPGenericMode
+	if mode == Native {
+		flags = link.XDPDriverMode
+	}
+	l, err := link.AttachXDP(link.XDPOptions{Program: program, Interface: ifindex, Flags: flags})
+	if errors.Is(err, unix.EBUSY) || errors.Is(err, unix.EEXIST) {
+		return nil, fmt.Errorf("ifindex %d: %w; see bpftool net", ifindex, ErrTaken)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("attach XDP to ifindex %d: %w", ifindex, err)
 	}
 	return l, nil
 }
 
-// refresh gives a link the program of this version and its pin back, unless a program was attached by hand.
-func (f *Filter) refresh(ifindex int, l *pinnedLink) error {
-	if f.ByHand(ifindex) {
-		l.path = f.pin(ifindex, suffixByHand)
-		return nil
+// attachTCX attaches before all others, so that none of them can let pass what we would drop.
+func attachTCX(id hookID, program *ebpf.Program) (link.Link, error) {
+	at := ebpf.AttachTCXEgress
+	if id.hook == hookSent {
+		at = ebpf.AttachTCXIngress
 	}
-	l.path = f.pin(ifindex, suffixXDP)
+	l, err := link.AttachTCX(link.TCXOptions{Interface: id.ifindex, Program: program, Attach: at, Anchor: link.Head()})
+	if err != nil {
+		return nil, fmt.Errorf("attach tcx to ifindex %d: %w", id.ifindex, err)
+	}
+	return l, nil
+}
+
+// refresh gives a link the program of this version and its pin back.
+func (f *Filter) refresh(id hookID, l link.Link) error {
 	info, err := l.Info()
 	if err != nil {
-		return fmt.Errorf("link of ifindex %d: %w", ifindex, err)
+		return fmt.Errorf("link of ifindex %d: %w", id.ifindex, err)
 	}
-	own, err := f.objs.VethwallXdp.Info()
+	own, err := f.program(id.hook).Info()
 	if err != nil {
 		return err
 	}
-	if id, _ := own.ID(); id != info.Program {
-		if err := l.Update(f.objs.VethwallXdp); err != nil {
-			return fmt.Errorf("update the program of ifindex %d: %w", ifindex, err)
+	if number, _ := own.ID(); number != info.Program {
+		if err := l.Update(f.program(id.hook)); err != nil {
+			return fmt.Errorf("update the program of ifindex %d: %w", id.ifindex, err)
 		}
 	}
-	if _, err := os.Lstat(l.path); errors.Is(err, os.ErrNotExist) {
+	if _, err := os.Lstat(f.pin(id)); errors.Is(err, os.ErrNotExist) {
 		_ = l.Unpin() // the library believes that it is pinned
-		if err := l.Pin(l.path); err != nil {
-			return fmt.Errorf("pin the link of ifindex %d: %w", ifindex, err)
+		if err := l.Pin(f.pin(id)); err != nil {
+			return fmt.Errorf("pin the link of ifindex %d: %w", id.ifindex, err)
 		}
 	}
-	return nil
-}
-
-func (f *Filter) attachNew(ifindex int, program *ebpf.Program, mode Mode, suffix string) error {
-	l, err := link.AttachXDP(link.XDPOptions{Program: program, Interface: ifindex, Flags: mode.flags()})
-	if errors.Is(err, unix.EBUSY) || errors.Is(err, unix.EEXIST) {
-		return fmt.Errorf("ifindex %d: %w; see bpftool net", ifindex, ErrTaken)
-	}
-	if err != nil {
-		return fmt.Errorf("attach to ifindex %d in %s mode: %w", ifindex, mode, err)
-	}
-	path := f.pin(ifindex, suffix)
-	_ = os.Remove(path) // of a device that had this number before
-	if err := l.Pin(path); err != nil {
-		_ = l.Close()
-		return fmt.Errorf("pin the link of ifindex %d: %w", ifindex, err)
-	}
-	f.links[ifindex] = &pinnedLink{l, path}
 	return nil
 }
 
 // Detach takes filter and policy off a device. One that has none, or that is gone, is no error.
 func (f *Filter) Detach(ifindex int) error {
-	return errors.Join(f.drop(ifindex), f.maps.remove(ifindex))
+	return errors.Join(f.unhook(ifindex), f.maps.remove(ifindex))
 }
 
-func (f *Filter) drop(ifindex int) error {
-	l := f.links[ifindex]
-	if l == nil {
-		return nil
+// unhook takes our programs off a device, but for one that was attached by hand.
+func (f *Filter) unhook(ifindex int) error {
+	var errs []error
+	for _, hook := range []string{hookXDP, hookSent, hookReceived} {
+		id := hookID{ifindex, hook}
+		if l := f.live(id); l != nil {
+			delete(f.links, id)
+			// At once; removing the pin would do it some time later.
+			errs = append(errs, l.Detach(), os.Remove(f.pin(id)), l.Close())
+		} else if hook != hookXDP {
+			errs = append(errs, clsactDetach(id))
+		}
 	}
-	delete(f.links, ifindex)
-	_ = l.Detach() // at once; it fails where the device is gone
-	err := os.Remove(l.path)
-	if errors.Is(err, os.ErrNotExist) {
-		err = nil
-	}
-	return errors.Join(err, l.Close())
+	return errors.Join(errs...)
 }
 
 // Devices are the ifindexes that have a filter of ours or were set down by Shut.
@@ -226,19 +316,17 @@ func (f *Filter) Devices() []int {
 
 // Sweep removes what belongs to devices that are gone, and frees what has been unused for a while.
 func (f *Filter) Sweep() error {
-	var errs []error
-	for ifindex, l := range f.links {
-		if deviceOf(l) != ifindex {
-			errs = append(errs, f.Detach(ifindex))
-		}
+	errs := []error{f.scanPins()}
+	for id := range f.links {
+		f.live(id) // one without a pin whose device is gone
 	}
 	for ifindex := range f.maps.devices {
-		if f.links[ifindex] == nil && !exists(ifindex) {
+		if !exists(ifindex) {
 			errs = append(errs, f.maps.remove(ifindex))
 		}
 	}
 	f.maps.free(time.Now())
-	return errors.Join(errs...)
+	return errors.Join(append(errs, f.maps.states.sweep())...)
 }
 
 // exists reports whether there is such a device; when the kernel does not say, there is.
@@ -257,10 +345,4 @@ func setLink(ifindex int, set func(netlink.Link) error) error {
 		return fmt.Errorf("set %s up or down: %w", l.Attrs().Name, err)
 	}
 	return nil
-}
-
-// ByHand reports whether a program that `vethwall attach` put there stands in place of the policy.
-func (f *Filter) ByHand(ifindex int) bool {
-	_, err := os.Lstat(f.pin(ifindex, suffixByHand))
-	return err == nil
 }

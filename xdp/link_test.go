@@ -16,6 +16,7 @@ import (
 	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
 
 	"github.com/vethwall/vethwall/policy"
 )
@@ -186,7 +187,7 @@ func TestFilterOnAVeth(t *testing.T) {
 		d, err := r.Device(n.host.Index)
 		must(t, err)
 		r.Close()
-		if len(d.Hooks) != 1 || d.Hooks[0].Mode != string(mode) || d.Hooks[0].LinkID == 0 || d.Foreign != 0 || !d.Up || d.Closed {
+		if len(d.Hooks) != 2 || d.Hooks[0].Mode != string(mode) || d.Hooks[0].LinkID == 0 || d.Hooks[1].Direction != "ingress" || d.Foreign != 0 || !d.Up || d.Closed {
 			t.Errorf("read back %+v", d)
 		}
 		must(t, Uninstall(dir))
@@ -221,7 +222,7 @@ func TestFilterOutlivesItsProcess(t *testing.T) {
 
 func linkID(t *testing.T, f *Filter, ifindex int) link.ID {
 	t.Helper()
-	info, err := f.links[ifindex].Info()
+	info, err := f.links[hookID{ifindex, hookXDP}].Info()
 	must(t, err)
 	return info.ID
 }
@@ -256,6 +257,7 @@ func TestForeignProgramIsNeverReplaced(t *testing.T) {
 		t.Fatalf("attach: %v, want ErrTaken", err)
 	}
 	n.wantUDP(true, "before Shut")
+	fillTC(t, n.host.Index)
 	byFilter, err := f.Shut(n.host.Index)
 	must(t, err)
 	if byFilter {
@@ -276,6 +278,42 @@ func TestForeignProgramIsNeverReplaced(t *testing.T) {
 	}
 	if n.arrives("192.0.2.1:0", long) { // the device has lost its IPv6 address
 		t.Error("UDP arrives through our filter")
+	}
+}
+
+// TestTakenSlotLeavesTC checks that auto goes to tc where the XDP slot is somebody else's.
+func TestTakenSlotLeavesTC(t *testing.T) {
+	n := newNetwork(t)
+	l, err := link.AttachXDP(link.XDPOptions{Program: passProgram(t), Interface: n.host.Index, Flags: link.XDPGenericMode})
+	must(t, err)
+	defer l.Close()
+	f := open(t, bpffs(t))
+	defer f.Close()
+	must(t, f.Attach(n.host.Index, labelled(t, "xdp.drop=udp"), Auto))
+	n.wantUDP(false, "drop=udp at tc")
+	must(t, f.Attach(n.host.Index, labelled(t, "xdp.drop=tcp"), Auto))
+	n.wantUDP(true, "drop=tcp at tc")
+	if info, err := l.Info(); err != nil || int(info.XDP().Ifindex) != n.host.Index {
+		t.Errorf("the foreign link: %+v, %v", info, err)
+	}
+}
+
+// fillTC leaves no room at the tc hooks of a device: the kernel takes some 60 programs.
+func fillTC(t *testing.T, ifindex int) {
+	t.Helper()
+	for {
+		p, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+			Type: ebpf.SchedCLS, License: "MIT", Name: "foreign",
+			Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, -1), asm.Return()},
+		})
+		must(t, err)
+		t.Cleanup(func() { p.Close() })
+		l, err := link.AttachTCX(link.TCXOptions{Interface: ifindex, Program: p, Attach: ebpf.AttachTCXIngress})
+		if errors.Is(err, unix.ERANGE) {
+			return
+		}
+		must(t, err)
+		t.Cleanup(func() { l.Close() })
 	}
 }
 
@@ -303,6 +341,7 @@ func TestUninstallRaises(t *testing.T) {
 	l, err := link.AttachXDP(link.XDPOptions{Program: passProgram(t), Interface: n.host.Index, Flags: link.XDPGenericMode})
 	must(t, err)
 	defer l.Close()
+	fillTC(t, n.host.Index)
 	other := n.veth("host1", "eth1")
 	f := open(t, dir)
 	_, err = f.Shut(n.host.Index)
@@ -325,14 +364,14 @@ func TestSweepFreesEverything(t *testing.T) {
 	v := n.veth("host1", "eth1")
 	must(t, f.Attach(n.host.Index, labelled(t, "xdp.drop=udp"), Generic))
 	must(t, f.Attach(v.Index, labelled(t, "xdp.drop=tcp,1-1000/udp@192.0.2.0/24"), Generic))
-	if got := pins(t, dir); len(got) != 2 {
+	if got := pins(t, dir); len(got) != 4 {
 		t.Errorf("pinned links %v", got)
 	}
 	l, err := netlink.LinkByIndex(v.Index)
 	must(t, err)
 	must(t, netlink.LinkDel(l))
 	must(t, f.Sweep())
-	if got := pins(t, dir); len(got) != 1 {
+	if got := pins(t, dir); len(got) != 2 {
 		t.Errorf("pinned links after the device went: %v", got)
 	}
 	if got := f.Devices(); len(got) != 1 || got[0] != n.host.Index {
@@ -483,7 +522,7 @@ func TestPinRemovedUnderAgent(t *testing.T) {
 	dir := bpffs(t)
 	f := open(t, dir)
 	must(t, f.Attach(n.host.Index, labelled(t, "xdp.drop=udp"), Generic))
-	must(t, os.Remove(f.links[n.host.Index].path))
+	must(t, os.Remove(f.pin(hookID{n.host.Index, hookXDP})))
 	n.wantUDP(false, "pin removed")
 	must(t, f.Attach(n.host.Index, labelled(t, "xdp.drop=udp"), Generic))
 	f.Close()
@@ -526,7 +565,7 @@ func TestByHand(t *testing.T) {
 	defer r.Close()
 	d, err := r.Device(n.host.Index)
 	must(t, err)
-	if len(d.Hooks) != 1 || d.Hooks[0].ByHand == "" {
+	if len(d.Hooks) != 3 || d.Hooks[2].ByHand == "" || d.Hooks[0].Type != "tcx" {
 		t.Errorf("read back %+v", d.Hooks)
 	}
 	must(t, DetachByHand(dir, n.host.Index))

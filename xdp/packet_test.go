@@ -1,6 +1,7 @@
 package xdp
 
 import (
+	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -17,11 +18,32 @@ import (
 // loIndex is the device that BPF_PROG_TEST_RUN pretends a frame came from. Nothing is attached to it.
 const loIndex = 1
 
-// runner runs frames through the XDP program under a policy, without a device.
+// runner runs frames through the programs under a policy, without a device.
 type runner struct {
 	t testing.TB
 	k *filterObjects
 }
+
+// hook is a program, the direction of what it judges, and what it returns.
+type hook struct {
+	name       string
+	program    func(*filterObjects) *ebpf.Program
+	dir        policy.Direction
+	pass, drop uint32
+}
+
+var hooks = []hook{
+	{"xdp", func(k *filterObjects) *ebpf.Program { return k.VethwallXdp }, policy.Egress, xdpPass, xdpDrop},
+	{"sent", func(k *filterObjects) *ebpf.Program { return k.VethwallSent }, policy.Egress, tcPass, tcDrop},
+	{"received", func(k *filterObjects) *ebpf.Program { return k.VethwallReceived }, policy.Ingress, tcPass, tcDrop},
+}
+
+const (
+	xdpDrop = 1
+	xdpPass = 2
+	tcDrop  = 2
+	tcPass  = 0xffffffff // -1
+)
 
 func newRunner(t testing.TB) *runner {
 	t.Helper()
@@ -51,46 +73,45 @@ func (r *runner) use(t *Tables) {
 	}
 }
 
-// run gives the verdict on a frame, by what was counted, and fails if not just one thing was counted.
-func (r *runner) run(frame []byte) (reason policy.Reason, slot int) {
+// run gives the verdict on a frame, by what was counted, and fails if not just one thing was counted. It names the rule
+// that s has in the slot.
+func (r *runner) run(h hook, s policy.Stack, frame []byte) policy.Verdict {
 	r.t.Helper()
 	zero := make([]filterCounterBlock, ebpf.MustPossibleCPU())
-	if err := r.k.Counters.Put(uint32(0), zero); err != nil {
-		r.t.Fatal(err)
-	}
-	action, err := r.k.VethwallXdp.Run(&ebpf.RunOptions{Data: frame, DataOut: make([]byte, len(frame)+256)})
-	if err != nil {
-		r.t.Fatal(err)
-	}
+	must(r.t, r.k.Counters.Put(uint32(0), zero))
+	action, err := h.program(r.k).Run(&ebpf.RunOptions{Data: frame, DataOut: make([]byte, len(frame)+256)})
+	must(r.t, err)
 	var blocks []filterCounterBlock
-	if err := r.k.Counters.Lookup(uint32(0), &blocks); err != nil {
-		r.t.Fatal(err)
-	}
+	must(r.t, r.k.Counters.Lookup(uint32(0), &blocks))
 	found := 0
+	v := policy.Verdict{Source: -1, Rule: -1}
 	for _, b := range blocks {
-		for i, c := range b.Reason[policy.Egress] {
-			if c.Packets > 0 {
-				reason, slot, found = policy.Reason(i), -1, found+int(c.Packets)
-				r.checkBytes(c.Bytes, frame)
+		for dir := range policy.Direction(2) {
+			for i, c := range b.Reason[dir] {
+				if c.Packets > 0 {
+					v.Reason, found = policy.Reason(i), found+int(c.Packets)
+					r.checkBytes(c.Bytes, frame)
+					if dir != h.dir {
+						r.t.Fatalf("counted in direction %s, want %s", dir, h.dir)
+					}
+				}
 			}
-		}
-		for _, c := range b.Reason[policy.Ingress] {
-			found += int(c.Packets)
-		}
-		for i, c := range b.Rule {
-			if c.Packets > 0 {
-				reason, slot, found = policy.ByRule, i, found+int(c.Packets)
-				r.checkBytes(c.Bytes, frame)
+			for i, c := range b.Rule[dir] {
+				if c.Packets > 0 {
+					v.Reason, found = policy.ByRule, found+int(c.Packets)
+					v.Source, v.Rule = ruleIn(s, dir, i)
+					r.checkBytes(c.Bytes, frame)
+				}
 			}
 		}
 	}
 	if found != 1 {
 		r.t.Fatalf("%d packets were counted, want 1", found)
 	}
-	if passed := action == xdpPass; passed != (reason == policy.Pass) || !passed && action != xdpDrop {
-		r.t.Fatalf("action %d with reason %s", action, reason)
+	if passed := action == h.pass; passed != (v.Reason == policy.Pass) || !passed && action != h.drop {
+		r.t.Fatalf("action %d with reason %s", action, v.Reason)
 	}
-	return reason, slot
+	return v
 }
 
 func (r *runner) checkBytes(got uint64, frame []byte) {
@@ -99,13 +120,8 @@ func (r *runner) checkBytes(got uint64, frame []byte) {
 	}
 }
 
-const (
-	xdpDrop = 1
-	xdpPass = 2
-)
-
-// TestDifferential draws policies and frames and compares the program with the specification. A failure
-// prints the seed; VETHWALL_SEED runs it again.
+// TestDifferential draws policies and frames and compares the programs with the specification, each frame alone: what
+// conversations make of it is TestDialogues' subject. A failure prints the seed; VETHWALL_SEED runs it again.
 func TestDifferential(t *testing.T) {
 	r := newRunner(t)
 	rnd, seed := seeded(t)
@@ -116,33 +132,33 @@ func TestDifferential(t *testing.T) {
 	}
 	counts := map[policy.Reason]int{}
 	for range policies {
-		stack := policy.Stack{{Origin: "labels", Policy: policytest.Policy(rnd)}}
+		draw := policytest.Draw{Verbs: drawnVerbs[rnd.IntN(len(drawnVerbs))], MaxRules: 8}
+		stack := policy.Stack{{Origin: "labels", Policy: draw.Policy(rnd)}}
 		if rnd.IntN(4) == 0 {
-			stack = append(stack, policy.Source{Origin: "image", Policy: policytest.Policy(rnd)})
+			stack = append(stack, policy.Source{Origin: "image", Policy: draw.Policy(rnd)})
 		}
 		tables, err := Compile(stack)
 		if err != nil {
 			t.Fatalf("seed %d: %v", seed, err)
 		}
+		tables.Stateful = false
 		r.use(tables)
-		slots := dropSlots(stack)
-		for range frames {
+		for i := range frames {
+			h := hooks[i%len(hooks)]
 			frame := policytest.Frame(rnd, stack[0].Policy)
-			want := stack.Verdict(policy.Egress, frame)
-			reason, slot := r.run(frame)
-			wantSlot := -1
-			if want.Reason == policy.ByRule {
-				wantSlot = slots[[2]int{want.Source, want.Rule}]
+			if !tcRuns(frame) {
+				h = hooks[0]
 			}
-			if reason != want.Reason || slot != wantSlot {
-				t.Fatalf("seed %d: %s\nframe %x\nprogram says %s, slot %d\nspecification says %s, slot %d",
-					seed, describe(stack), frame, reason, slot, want.Reason, wantSlot)
+			want := stack.Verdict(h.dir, frame)
+			if got := r.run(h, stack, frame); got != want {
+				t.Fatalf("seed %d: %s\n%s frame %x\nprogram says %v\nspecification says %v",
+					seed, describe(stack), h.name, frame, got, want)
 			}
-			counts[reason]++
+			counts[want.Reason]++
 		}
 	}
 	t.Logf("%d pairs: %v", policies*frames, counts)
-	for _, want := range []policy.Reason{policy.Pass, policy.ByRule, policy.Truncated, policy.BadHeader, policy.TooManyTags,
+	for _, want := range []policy.Reason{policy.Pass, policy.ByRule, policy.ByDefault, policy.Truncated, policy.BadHeader, policy.TooManyTags,
 		policy.TooManyHeaders, policy.Fragment, policy.BadQuote} {
 		if counts[want] == 0 {
 			t.Errorf("no frame was drawn that gives %s", want)
@@ -171,43 +187,57 @@ func describe(s policy.Stack) (out string) {
 	return out
 }
 
-// dropSlots gives the counter slot of each drop rule, by source and rule.
-func dropSlots(s policy.Stack) map[[2]int]int {
-	out := map[[2]int]int{}
-	for i, source := range s {
-		for j, r := range source.Policy.Rules {
-			if r.Verb == policy.Drop && r.In[policy.Egress] {
-				out[[2]int{i, j}] = min(len(out), ruleSlots-1)
+// tcRuns reports whether BPF_PROG_TEST_RUN takes a frame for tc: not an empty packet, nor a cut IP header.
+func tcRuns(frame []byte) bool {
+	switch binary.BigEndian.Uint16(frame[12:]) {
+	case 0x0800:
+		return len(frame) >= 14+20
+	case 0x86dd:
+		return len(frame) >= 14+40
+	}
+	return len(frame) > 14
+}
+
+var drawnVerbs = [][]policy.Verb{
+	{policy.Drop}, {policy.Drop, policy.Except}, {policy.Allow}, {policy.Drop, policy.Except, policy.Allow},
+}
+
+// ruleIn is the rule whose counter slot it is.
+func ruleIn(s policy.Stack, dir policy.Direction, slot int) (source, rule int) {
+	for i, from := range s {
+		for j, r := range from.Policy.Rules {
+			if r.Verb != policy.Drop || !r.In[dir] {
+				continue
 			}
+			if slot == 0 {
+				return i, j
+			}
+			slot--
 		}
 	}
-	return out
+	panic("a slot of no rule")
 }
 
 func TestQuarantineAndNoPolicy(t *testing.T) {
 	r := newRunner(t)
 	good := policytest.IP("192.0.2.1", "192.0.2.2", 17, policytest.UDP(1000, 53))
-	for _, frame := range [][]byte{good, policytest.ARP()} {
-		if reason, _ := r.run(frame); reason != policy.NoPolicy {
-			t.Errorf("without a policy: %s, want no-policy", reason)
+	want := func(when string, want policy.Reason) {
+		t.Helper()
+		for _, h := range hooks {
+			for _, frame := range [][]byte{good, policytest.ARP()} {
+				if got := r.run(h, nil, frame); got.Reason != want {
+					t.Errorf("%s: %s says %s, want %s", when, h.name, got.Reason, want)
+				}
+			}
 		}
 	}
+	want("without a policy", policy.NoPolicy)
 	r.use(Closed())
-	for _, frame := range [][]byte{good, policytest.ARP()} {
-		if reason, _ := r.run(frame); reason != policy.Quarantine {
-			t.Errorf("closed: %s, want quarantine", reason)
-		}
-	}
+	want("closed", policy.Quarantine)
 	open, err := Compile(policy.Stack{{Origin: "labels"}})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	r.use(open)
-	for _, frame := range [][]byte{good, policytest.ARP()} {
-		if reason, _ := r.run(frame); reason != policy.Pass {
-			t.Errorf("without rules: %s, want pass", reason)
-		}
-	}
+	want("without rules", policy.Pass)
 }
 
 // TestReasonsAgree holds enum reason of bpf/reason.h against policy.Reason.

@@ -17,6 +17,7 @@ type pool struct {
 	policies map[uint16]filterPolicy
 	// unused policies and since when. They are freed a grace later: a program may be reading them.
 	unused map[uint16]time.Time
+	states *states
 }
 
 // deviceSlots is DEVICE_SLOTS of bpf/maps.h.
@@ -54,7 +55,8 @@ func newPool(objs *filterObjects) (*pool, error) {
 			p.unused[id] = time.Now()
 		}
 	}
-	return p, nil
+	p.states, err = newStates(objs, p.devices)
+	return p, err
 }
 
 // readArray calls f for every element of an array map.
@@ -86,14 +88,14 @@ func (p *pool) inUse(id uint16) bool {
 }
 
 // setPolicy puts t into force for a device: old policy or new, nothing in between. Its counters begin
-// anew when the policy is another.
-func (p *pool) setPolicy(ifindex int, t *Tables) error {
+// anew when the policy is another. siblings are the devices of the same container, which share its state.
+func (p *pool) setPolicy(ifindex int, t *Tables, siblings ...int) error {
 	id, err := p.policy(t)
 	if err != nil {
 		return err
 	}
 	d, had := p.devices[ifindex]
-	if had && d.Policy == id {
+	if had && d.Policy == id && p.stands(d) {
 		return nil
 	}
 	old := d.Policy
@@ -104,6 +106,11 @@ func (p *pool) setPolicy(ifindex int, t *Tables) error {
 	}
 	if err := p.clear(d.Counters); err != nil {
 		return err
+	}
+	if t.Stateful {
+		if err := p.states.give(d.Counters, p.blocks(siblings)); err != nil {
+			return err
+		}
 	}
 	d.Ifindex, d.Policy = uint32(ifindex), id
 	if err := p.putDevice(d); err != nil {
@@ -144,6 +151,9 @@ func (p *pool) remove(ifindex int) error {
 		return fmt.Errorf("remove ifindex %d: %w", ifindex, err)
 	}
 	delete(p.devices, ifindex)
+	if err := p.states.take(d.Counters); err != nil {
+		return err
+	}
 	if d.Policy != 0 && !p.inUse(d.Policy) {
 		p.unused[d.Policy] = time.Now()
 	}
@@ -163,6 +173,15 @@ func (p *pool) putDevice(d filterDevice) error {
 		return fmt.Errorf("policy of ifindex %d: %w", d.Ifindex, err)
 	}
 	return nil
+}
+
+// stands reports whether the kernel has the entry that we believe it has.
+func (p *pool) stands(d filterDevice) bool {
+	var in filterDevice
+	if p.objs.Devices.Lookup(d.Ifindex%deviceSlots, &in) == nil && in == d {
+		return true
+	}
+	return p.objs.DeviceOverflow.Lookup(d.Ifindex, &in) == nil && in == d
 }
 
 // overflown reports whether a device stands in device_overflow. It stays there: two entries would have to
@@ -263,6 +282,16 @@ func (p *pool) block() (uint16, error) {
 		}
 	}
 	return 0, fmt.Errorf("no room for another filtered interface: %d have one", len(p.devices))
+}
+
+// blocks are the counter blocks of those devices that have one.
+func (p *pool) blocks(devices []int) (out []uint16) {
+	for _, ifindex := range devices {
+		if d, ok := p.devices[ifindex]; ok {
+			out = append(out, d.Counters)
+		}
+	}
+	return out
 }
 
 func (p *pool) clear(block uint16) error {

@@ -5,7 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strconv"
+	"slices"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -66,11 +66,11 @@ func (r *Reader) Records() (map[string][]byte, error) { return readRecords(r.map
 // Hook is a program that is attached to a device, as the kernel says.
 type Hook struct {
 	Direction string `json:"direction"` // "egress": what the container sends
-	Type      string `json:"type"`      // "xdp"
-	Mode      string `json:"mode"`      // "generic", "native"
+	Type      string `json:"type"`      // "xdp", "tcx", or "tc" where the kernel has no tcx
+	Mode      string `json:"mode"`      // "generic", "native"; "tcx"; "clsact"
 	ProgramID uint32 `json:"program_id"`
 	LinkID    uint32 `json:"link_id"`
-	// ByHand names a program that `vethwall attach` put there in place of the policy.
+	// ByHand names a program that `vethwall attach` put there.
 	ByHand string `json:"by_hand,omitempty"`
 }
 
@@ -103,13 +103,16 @@ func (r *Reader) Device(ifindex int) (Device, error) {
 	}
 	d := Device{Name: l.Attrs().Name, Up: l.Attrs().Flags&1 != 0}
 	mode, program := attachedXDP(l)
-	for _, suffix := range []string{suffixXDP, suffixByHand} {
-		if h, ok := readHook(filepath.Join(r.dir, "links", strconv.Itoa(ifindex)+suffix), ifindex); ok {
-			h.Mode = mode
+	f := &Filter{dir: r.dir, links: map[hookID]link.Link{}}
+	defer f.closeLinks()
+	for _, hook := range allHooks {
+		if h, ok := f.read(hookID{ifindex, hook}, mode); ok {
 			d.Hooks = append(d.Hooks, h)
 		}
 	}
-	if program != 0 && (len(d.Hooks) == 0 || d.Hooks[0].ProgramID != program) {
+	ours := func(h Hook) bool { return h.ProgramID == program }
+	// Ours without its pin is held by an agent, which pins it again.
+	if program != 0 && !slices.ContainsFunc(d.Hooks, ours) && programName(ebpf.ProgramID(program)) != "vethwall_xdp" {
 		d.Foreign = program
 	}
 	entry, ok := r.entry(ifindex)
@@ -140,18 +143,26 @@ func attachedXDP(l netlink.Link) (mode string, program uint32) {
 	return mode, x.ProgId
 }
 
-func readHook(pin string, ifindex int) (Hook, bool) {
-	l, err := link.LoadPinnedLink(pin, nil)
-	if err != nil {
-		return Hook{}, false
+// read reads a hook back; false where our program is not there. mode is that of the XDP slot.
+func (f *Filter) read(id hookID, mode string) (Hook, bool) {
+	h := Hook{Direction: policy.Egress.String(), Type: "xdp", Mode: mode}
+	if id.hook == hookReceived {
+		h.Direction = policy.Ingress.String()
 	}
-	defer l.Close()
+	if id.hook == hookSent || id.hook == hookReceived {
+		h.Type, h.Mode = "tcx", "tcx"
+	}
+	l := f.live(id)
+	if l == nil {
+		h.Type, h.Mode = "tc", "clsact"
+		return h, (id.hook == hookSent || id.hook == hookReceived) && clsactHas(id)
+	}
 	info, err := l.Info()
-	if err != nil || deviceOf(l) != ifindex {
-		return Hook{}, false
+	if err != nil {
+		return h, false
 	}
-	h := Hook{Direction: policy.Egress.String(), Type: "xdp", ProgramID: uint32(info.Program), LinkID: uint32(info.ID)}
-	if pin[len(pin)-len(suffixByHand):] == suffixByHand {
+	h.ProgramID, h.LinkID = uint32(info.Program), uint32(info.ID)
+	if id.hook == hookByHand {
 		h.ByHand = programName(info.Program)
 	}
 	return h, true
@@ -204,10 +215,12 @@ func (r *Reader) counts(block uint16) ([]Count, error) {
 				func(b filterCounterBlock) uint64 { return b.Reason[dir][reason].Bytes })
 		}
 	}
-	for slot := range ruleSlots {
-		add(Count{Direction: policy.Egress, Reason: policy.ByRule, Slot: slot},
-			func(b filterCounterBlock) uint64 { return b.Rule[slot].Packets },
-			func(b filterCounterBlock) uint64 { return b.Rule[slot].Bytes })
+	for dir := range 2 {
+		for slot := range ruleSlots {
+			add(Count{Direction: policy.Direction(dir), Reason: policy.ByRule, Slot: slot},
+				func(b filterCounterBlock) uint64 { return b.Rule[dir][slot].Packets },
+				func(b filterCounterBlock) uint64 { return b.Rule[dir][slot].Bytes })
+		}
 	}
 	return out, nil
 }

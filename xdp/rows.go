@@ -16,7 +16,9 @@ const (
 	cellUnreadable = cellBit | reasonUnreadable
 )
 
-func cellRule(slot uint32) uint32 { return cellBit | slot<<8 | uint32(policy.ByRule) }
+func cellRule(dir policy.Direction, slot uint32) uint32 {
+	return cellBit | (uint32(dir)*ruleSlots+slot)<<8 | uint32(policy.ByRule)
+}
 
 // row holds the verdicts of one class of services, by class of peers: cells where it is listed, base elsewhere.
 type row struct {
@@ -214,6 +216,7 @@ func (c *compiler) row(rules []int) (row, error) {
 // judge is Stack.Verdict for what the given rules cover: every source on its own, the first that does not
 // let the packet pass names the verdict.
 func (c *compiler) judge(rules []int, matches func(int) bool) uint32 {
+	pass := uint32(cellPass)
 	for source := range c.stack {
 		var dropped *slottedRule
 		var excepted, allowed bool
@@ -234,13 +237,16 @@ func (c *compiler) judge(rules []int, matches func(int) bool) uint32 {
 			}
 		}
 		if dropped != nil && !excepted {
-			return cellRule(dropped.slot)
+			return cellRule(c.dir, dropped.slot)
 		}
 		if !allowed && !c.stack[source].Policy.PassesByDefault(c.dir) {
-			return cellDefault
+			return cellDefault | uint32(source)<<8 // which source's, so that two are not taken for one
+		}
+		if allowed {
+			pass |= allowedBit
 		}
 	}
-	return cellPass
+	return pass
 }
 
 // value is what the services tree holds for a row: its one cell where all are the same, else its number.

@@ -9,6 +9,7 @@ const (
 	tableBit   = 1 << 30
 	restBit    = 1 << 29
 	rests      = 4 // in a node
+	allowedBit = 1 << 16
 	fanout     = 16
 	maxLevels  = 4
 )

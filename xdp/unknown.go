@@ -34,11 +34,14 @@ func (c *compiler) unknowns(known []segment) []interval {
 
 // agree is the verdict on what may be either.
 func agree(a, b uint32) uint32 {
-	if a != b {
+	if plain(a) != plain(b) {
 		return cellUnreadable
 	}
-	return a
+	return plain(a)
 }
+
+// plain is a cell without what does not matter to what cannot be read: why it passes.
+func plain(cell uint32) uint32 { return cell &^ allowedBit }
 
 // mixture is the set of rows that a packet may belong to, by class of services.
 type mixture struct{ rows map[int]*row }
@@ -72,7 +75,7 @@ func (m mixture) row(classes map[int]bool) row {
 	bases := map[uint32]int{}
 	named := map[int][]*row{}
 	for _, r := range m.rows {
-		bases[r.base]++
+		bases[plain(r.base)]++
 		for class := range r.cells {
 			if classes[class] {
 				named[class] = append(named[class], r)
@@ -83,9 +86,9 @@ func (m mixture) row(classes map[int]bool) row {
 	for class, rows := range named {
 		seen := map[uint32]int{}
 		for _, r := range rows {
-			seen[r.cells[class]]++
-			if bases[r.base]--; bases[r.base] == 0 {
-				delete(bases, r.base)
+			seen[plain(r.cells[class])]++
+			if bases[plain(r.base)]--; bases[plain(r.base)] == 0 {
+				delete(bases, plain(r.base))
 			}
 		}
 		cell := oneOf(seen)
@@ -94,7 +97,7 @@ func (m mixture) row(classes map[int]bool) row {
 		}
 		out.cells[class] = cell
 		for _, r := range rows {
-			bases[r.base]++
+			bases[plain(r.base)]++
 		}
 	}
 	return out

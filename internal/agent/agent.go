@@ -42,7 +42,7 @@ type Engine interface {
 
 // kernel is what the agent asks of the data plane; *xdp.Filter is one.
 type kernel interface {
-	Attach(ifindex int, t *xdp.Tables, mode xdp.Mode) error
+	Attach(ifindex int, t *xdp.Tables, mode xdp.Mode, siblings ...int) error
 	Shut(ifindex int) (byFilter bool, err error)
 	Devices() []int
 	ByHand(ifindex int) bool
@@ -287,7 +287,7 @@ func (a *agent) enforce(c *container, veths namespaces) {
 		Holds: c.want.holds, Loophole: c.want.loophole,
 	}
 	if c.want.tables != nil {
-		r.Rules = c.want.tables.Rules
+		r.Rules, r.Receives = c.want.tables.Rules, c.want.tables.Receives
 	}
 	r.Interfaces = Obstacles(c.Container)
 	if unattachable(c.NetworkMode) == "" {
@@ -328,7 +328,7 @@ func (a *agent) interfaces(c *container, veths namespaces) (out []Interface, kno
 		if c.want.tables == nil {
 			err = a.shut(&i, c.want.problem)
 		} else {
-			err = a.attach(c, &i, v)
+			err = a.attach(c, &i, v, indexes(found))
 		}
 		if xdp.IsGone(err) {
 			continue // it went while we looked
@@ -378,10 +378,17 @@ func vethsOf(c docker.Container, veths namespaces, proc string) ([]xdp.Veth, err
 	return byPid, pidErr
 }
 
+func indexes(veths []xdp.Veth) (out []int) {
+	for _, v := range veths {
+		out = append(out, v.Index)
+	}
+	return out
+}
+
 // attach puts the policy of c into force on v, or closes it. An error means that neither was possible.
-func (a *agent) attach(c *container, i *Interface, v xdp.Veth) error {
+func (a *agent) attach(c *container, i *Interface, v xdp.Veth, siblings []int) error {
 	known := slices.Contains(a.kernel.Devices(), v.Index)
-	if err := a.kernel.Attach(v.Index, c.want.tables, c.want.mode); err != nil {
+	if err := a.kernel.Attach(v.Index, c.want.tables, c.want.mode, siblings...); err != nil {
 		return a.shut(i, oneLine(err))
 	}
 	if !known && v.Received > 0 {
@@ -391,20 +398,15 @@ func (a *agent) attach(c *container, i *Interface, v xdp.Veth) error {
 	if n := c.late[v.Index]; n > 0 {
 		i.State, i.Late = Late, n
 	}
-	if a.kernel.ByHand(v.Index) {
-		i.State, i.Error = Partial, attachedByHand
-	}
 	return nil
 }
-
-const attachedByHand = "a program attached by hand stands in place of the policy; vethwall detach puts it back"
 
 // shut closes an interface of a container that must be closed. An error means that it is open.
 func (a *agent) shut(i *Interface, why string) error {
 	i.State, i.Error = Quarantined, why
 	byFilter, err := a.kernel.Shut(i.Ifindex)
 	if err == nil && a.kernel.ByHand(i.Ifindex) {
-		err = a.detachByHand(i.Ifindex) // root's own program may stand in for a policy, but not open what is closed
+		err = a.detachByHand(i.Ifindex) // what root's own program sends by itself no policy closes
 	}
 	switch {
 	case err != nil:

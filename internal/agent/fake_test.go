@@ -61,7 +61,7 @@ func (k *fakeKernel) exists(ifindex int) bool {
 	return false
 }
 
-func (k *fakeKernel) Attach(ifindex int, _ *xdp.Tables, _ xdp.Mode) error {
+func (k *fakeKernel) Attach(ifindex int, _ *xdp.Tables, _ xdp.Mode, _ ...int) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	err := k.call("attach %d", ifindex)

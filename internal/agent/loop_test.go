@@ -480,18 +480,6 @@ func TestKernelErrorsAreRetried(t *testing.T) {
 	}
 }
 
-func TestByHand(t *testing.T) {
-	c := box(10, true, "xdp.drop=udp")
-	inTime(t, []docker.Container{c}, nil, func(r *rig) {
-		r.kernel.set(func() { r.kernel.byHand[10] = true })
-		r.ring()
-		r.want(c, "partial [bridge partial 10:open]")
-		r.kernel.set(func() { r.kernel.byHand = map[int]bool{} })
-		r.ring()
-		r.want(c, enforced10)
-	})
-}
-
 func TestLate(t *testing.T) {
 	c := box(10, true, "xdp.drop=udp")
 	inTime(t, []docker.Container{c}, func(r *rig) { r.kernel.namespaces[c.SandboxKey][0].Received = 3 }, func(r *rig) {

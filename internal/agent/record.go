@@ -39,7 +39,8 @@ type Record struct {
 	Warnings   []string    `json:"warnings"`
 	Holds      bool        `json:"holds"`
 	Loophole   string      `json:"loophole,omitempty"`
-	Rules      []string    `json:"rules"` // by counter slot
+	Rules      [2][]string `json:"rules"`    // by direction and counter slot
+	Receives   bool        `json:"receives"` // what it receives is judged, too
 	Interfaces []Interface `json:"interfaces"`
 }
 

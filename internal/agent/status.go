@@ -26,7 +26,7 @@ type ContainerStatus struct {
 	Interfaces []InterfaceStatus `json:"interfaces"`
 }
 
-// InterfaceStatus is one network of a container. Packets counts what the container sent.
+// InterfaceStatus is one network of a container. Packets counts both directions.
 type InterfaceStatus struct {
 	Network string     `json:"network"`
 	State   State      `json:"state"`
@@ -118,8 +118,7 @@ func interfaceStatus(r *xdp.Reader, record Record, i Interface) InterfaceStatus 
 	s.Ifname = d.Name
 	s.Hooks = append(s.Hooks, d.Hooks...)
 	s.count(d.Counts, record.Rules)
-	s.byHand()
-	if lack := lacking(d, s.State); lack != "" {
+	if lack := lacking(d, s.State, record.Receives || s.State == Quarantined); lack != "" {
 		s.State = Pending
 		s.Error = lack
 		if d.Foreign != 0 {
@@ -129,24 +128,12 @@ func interfaceStatus(r *xdp.Reader, record Record, i Interface) InterfaceStatus 
 	return s
 }
 
-// byHand corrects a record that was written before `vethwall attach` or detach.
-func (s *InterfaceStatus) byHand() {
-	stands := slices.ContainsFunc(s.Hooks, func(h xdp.Hook) bool { return h.ByHand != "" })
-	filtered := s.State == Enforced || s.State == Late
-	switch {
-	case stands && filtered:
-		s.State, s.Error = Partial, attachedByHand
-	case !stands && s.Error == attachedByHand:
-		s.State, s.Error = Enforced, ""
-		if s.Late > 0 {
-			s.State = Late
-		}
-	}
-}
-
 // lacking says what the kernel lacks of what the record promises.
-func lacking(d xdp.Device, promised State) string {
-	filtered := len(d.Hooks) > 0 && d.HasPolicy
+func lacking(d xdp.Device, promised State, receives bool) string {
+	judges := func(dir policy.Direction) bool {
+		return slices.ContainsFunc(d.Hooks, func(h xdp.Hook) bool { return h.ByHand == "" && h.Direction == dir.String() })
+	}
+	filtered := d.HasPolicy && judges(policy.Egress) && (!receives || judges(policy.Ingress))
 	switch promised {
 	case Enforced, Late, Partial:
 		if !filtered || d.Closed {
@@ -160,7 +147,7 @@ func lacking(d xdp.Device, promised State) string {
 	return ""
 }
 
-func (s *InterfaceStatus) count(counts []xdp.Count, rules []string) {
+func (s *InterfaceStatus) count(counts []xdp.Count, all [2][]string) {
 	for _, c := range counts {
 		if c.Reason == policy.Pass {
 			s.Packets.Passed += c.Packets
@@ -168,6 +155,7 @@ func (s *InterfaceStatus) count(counts []xdp.Count, rules []string) {
 		}
 		s.Packets.Dropped += c.Packets
 		d := Drop{Reason: c.Reason.String(), Direction: c.Direction.String(), Packets: c.Packets, Bytes: c.Bytes}
+		rules := all[c.Direction]
 		if c.Reason == policy.ByRule && c.Slot < len(rules) {
 			d.Rule = rules[c.Slot]
 		} else if c.Reason == policy.ByRule && len(rules) > 0 {

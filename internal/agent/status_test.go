@@ -21,7 +21,10 @@ func TestWorst(t *testing.T) {
 
 // What a record promises and the kernel does not have is said, and nothing else is.
 func TestLacking(t *testing.T) {
-	filtered := xdp.Device{Up: true, HasPolicy: true, Hooks: []xdp.Hook{{}}}
+	filtered := xdp.Device{Up: true, HasPolicy: true, Hooks: []xdp.Hook{{Direction: "egress"}, {Direction: "ingress"}}}
+	deaf, byHand := filtered, filtered
+	deaf.Hooks = filtered.Hooks[:1]
+	byHand.Hooks = []xdp.Hook{{Direction: "egress", ByHand: "dropper"}, {Direction: "ingress"}}
 	closed, down, bare, policyOnly := filtered, xdp.Device{HasPolicy: true, Closed: true}, xdp.Device{Up: true}, xdp.Device{Up: true, HasPolicy: true}
 	closed.Closed = true
 	for _, tc := range []struct {
@@ -34,6 +37,8 @@ func TestLacking(t *testing.T) {
 		{"late", filtered, Late, false},
 		{"by hand", filtered, Partial, false},
 		{"no filter", bare, Enforced, true},
+		{"what it receives is not judged", deaf, Enforced, true},
+		{"a program by hand in the filter's place", byHand, Enforced, true},
 		{"no filter, late", bare, Late, true},
 		{"no program by hand", bare, Partial, true},
 		{"a policy and no hook", policyOnly, Enforced, true},
@@ -45,31 +50,8 @@ func TestLacking(t *testing.T) {
 		{"pending", bare, Pending, false},
 		{"unsupported", bare, Unsupported, false},
 	} {
-		if got := lacking(tc.device, tc.promised); (got != "") != tc.lack {
+		if got := lacking(tc.device, tc.promised, true); (got != "") != tc.lack {
 			t.Errorf("%s: %q", tc.name, got)
-		}
-	}
-}
-
-func TestByHandInStatus(t *testing.T) {
-	program := []xdp.Hook{{ByHand: "dropper"}}
-	for _, tc := range []struct {
-		name string
-		have InterfaceStatus
-		want State
-	}{
-		{"attached since", InterfaceStatus{State: Enforced, Hooks: program}, Partial},
-		{"attached since, late", InterfaceStatus{State: Late, Late: 1, Hooks: program}, Partial},
-		{"still attached", InterfaceStatus{State: Partial, Error: attachedByHand, Hooks: program}, Partial},
-		{"detached since", InterfaceStatus{State: Partial, Error: attachedByHand, Hooks: []xdp.Hook{{}}}, Enforced},
-		{"detached since, late", InterfaceStatus{State: Partial, Late: 1, Error: attachedByHand}, Late},
-		{"never attached", InterfaceStatus{State: Enforced, Hooks: []xdp.Hook{{}}}, Enforced},
-		{"closed", InterfaceStatus{State: Quarantined, Hooks: program}, Quarantined},
-	} {
-		s := tc.have
-		s.byHand()
-		if s.State != tc.want || (s.Error == attachedByHand) != (tc.want == Partial) {
-			t.Errorf("%s: %s, %q", tc.name, s.State, s.Error)
 		}
 	}
 }
@@ -81,7 +63,7 @@ func TestCount(t *testing.T) {
 		{Reason: policy.ByRule, Slot: 0, Packets: 1, Bytes: 60},
 		{Reason: policy.ByRule, Slot: 1, Packets: 3, Bytes: 180},
 		{Reason: policy.ByRule, Slot: 9, Packets: 2, Bytes: 120},
-	}, []string{"udp", "tcp"})
+	}, [2][]string{{"udp", "tcp"}})
 	if s.Packets.Passed != 5 || s.Packets.Dropped != 6 {
 		t.Errorf("%+v", s.Packets)
 	}

@@ -29,7 +29,7 @@ func wanted(c docker.Container) (want, bool) {
 	if !asks {
 		return want{}, false
 	}
-	w := want{policy: StackText(stack), mode: xdp.Generic, warnings: warnings, holds: true}
+	w := want{policy: StackText(stack), mode: xdp.Auto, warnings: warnings, holds: true}
 	if err == nil {
 		w.tables, err = xdp.Compile(stack)
 	}
@@ -37,8 +37,8 @@ func wanted(c docker.Container) (want, bool) {
 		w.tables, w.problem = nil, oneLine(err)
 	}
 	for _, s := range stack {
-		if s.Policy.Hook == policy.HookNative {
-			w.mode = xdp.Native
+		if s.Policy.Hook != policy.HookAuto {
+			w.mode = xdp.Mode(s.Policy.Hook.String())
 		}
 	}
 	if w.loophole = Loophole(c); w.loophole != "" {

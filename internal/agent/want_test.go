@@ -50,15 +50,15 @@ func TestWanted(t *testing.T) {
 	}{
 		{"no labels", func(c *docker.Container) { c.Labels = nil }, false, "", "", false, false},
 		{"switched off", func(c *docker.Container) { c.Labels["xdp.enable"] = "false" }, false, "", "", false, false},
-		{"plain", func(*docker.Container) {}, true, "xdp.drop=udp", xdp.Generic, true, true},
+		{"plain", func(*docker.Container) {}, true, "xdp.drop=udp", xdp.Auto, true, true},
 		{"native", func(c *docker.Container) { c.Labels["xdp.hook"] = "native" }, true, "xdp.drop=udp xdp.hook=native", xdp.Native, true, true},
-		{"wrong", func(c *docker.Container) { c.Labels["xdp.drop"] = "upd" }, true, "", xdp.Generic, true, false},
-		{"not enforceable yet", func(c *docker.Container) { c.Labels["xdp.allow"] = "udp" }, true, "xdp.drop=udp xdp.allow=udp", xdp.Generic, true, false},
-		{"privileged", func(c *docker.Container) { c.Privileged = true }, true, "xdp.drop=udp", xdp.Generic, false, true},
-		{"with NET_ADMIN", func(c *docker.Container) { c.CapAdd = []string{"NET_ADMIN"} }, true, "xdp.drop=udp", xdp.Generic, false, true},
-		{"with ALL", func(c *docker.Container) { c.CapAdd = []string{"ALL"} }, true, "xdp.drop=udp", xdp.Generic, false, true},
-		{"with NET_RAW", func(c *docker.Container) { c.CapAdd = []string{"NET_RAW"} }, true, "xdp.drop=udp", xdp.Generic, true, true},
-		{"in a user namespace", func(c *docker.Container) { c.Privileged, c.UserNS = true, true }, true, "xdp.drop=udp", xdp.Generic, true, true},
+		{"wrong", func(c *docker.Container) { c.Labels["xdp.drop"] = "upd" }, true, "", xdp.Auto, true, false},
+		{"not enforceable yet", func(c *docker.Container) { c.Labels["xdp.limit"] = "udp=1kpps" }, true, "xdp.drop=udp xdp.limit=udp=1kpps", xdp.Auto, true, false},
+		{"privileged", func(c *docker.Container) { c.Privileged = true }, true, "xdp.drop=udp", xdp.Auto, false, true},
+		{"with NET_ADMIN", func(c *docker.Container) { c.CapAdd = []string{"NET_ADMIN"} }, true, "xdp.drop=udp", xdp.Auto, false, true},
+		{"with ALL", func(c *docker.Container) { c.CapAdd = []string{"ALL"} }, true, "xdp.drop=udp", xdp.Auto, false, true},
+		{"with NET_RAW", func(c *docker.Container) { c.CapAdd = []string{"NET_RAW"} }, true, "xdp.drop=udp", xdp.Auto, true, true},
+		{"in a user namespace", func(c *docker.Container) { c.Privileged, c.UserNS = true, true }, true, "xdp.drop=udp", xdp.Auto, true, true},
 	} {
 		c := box(1, true, "xdp.drop=udp")
 		tc.change(&c)

@@ -18,6 +18,8 @@ type Draw struct {
 	Verbs []policy.Verb
 	// MaxRules is how many rules a policy has at the most.
 	MaxRules int
+	// OneWay draws rules for ingress alone, too.
+	OneWay bool
 }
 
 // Policy returns a random policy of up to eight drop rules. What it says is in range and sorted as the
@@ -26,7 +28,16 @@ func Policy(r *rand.Rand) policy.Policy {
 	return Draw{Verbs: []policy.Verb{policy.Drop}, MaxRules: 8}.Policy(r)
 }
 
-// Policy returns a random policy. A rule is for egress or for both directions.
+// Stack returns one random policy, or sometimes two.
+func (d Draw) Stack(r *rand.Rand) policy.Stack {
+	s := policy.Stack{{Origin: "labels", Policy: d.Policy(r)}}
+	if r.IntN(4) == 0 {
+		s = append(s, policy.Source{Origin: "image", Policy: d.Policy(r)})
+	}
+	return s
+}
+
+// Policy returns a random policy. A rule is for egress or for both directions, and with OneWay for any.
 func (d Draw) Policy(r *rand.Rand) policy.Policy {
 	var p policy.Policy
 	for range r.IntN(d.MaxRules + 1) {
@@ -35,6 +46,9 @@ func (d Draw) Policy(r *rand.Rand) policy.Policy {
 			In:    [2]bool{true, r.IntN(2) == 0},
 			Match: policy.Match{What: what(r), Peers: peers(r)},
 		})
+		if last := &p.Rules[len(p.Rules)-1]; d.OneWay && !last.In[policy.Ingress] && r.IntN(2) == 0 {
+			last.In = [2]bool{policy.Ingress: true}
+		}
 	}
 	if slices.ContainsFunc(d.Verbs, func(v policy.Verb) bool { return v != policy.Drop }) {
 		for dir := range p.Default {

@@ -1,0 +1,293 @@
+/* SPDX-License-Identifier: MIT OR GPL-2.0-only */
+#pragma once
+
+#include "judge.h"
+
+#define SECOND 1000000000ULL
+#define UNANSWERED_TIMEOUT (30 * SECOND)
+#define CLOSING_TIMEOUT (30 * SECOND)
+#define TCP_TIMEOUT (24 * 3600 * SECOND)
+#define UDP_TIMEOUT (180 * SECOND)
+#define OTHER_TIMEOUT (30 * SECOND)
+#define FRAGMENT_TIMEOUT (30 * SECOND)
+/* How old seen may get before it is written again: a write takes the line from other processors. */
+#define SEEN_STEP (SECOND / 8)
+
+/*
+ * A cell for an address, as a function that the verifier reads once: what is known of its caller's packet
+ * would otherwise make it many. The same for converse.
+ */
+__noinline __u32 find_cell_called(const struct policy *policy, __u32 d, __u32 service,
+				  const struct flow_key *k)
+{
+	if (!policy || !k)
+		return CELL_NO_POLICY;
+	return find_cell(d == EGRESS ? &policy->table[EGRESS] : &policy->table[INGRESS], service,
+			 k->family, k->peer);
+}
+
+/* The maps of one container. */
+struct state {
+	void *unanswered;
+	void *answered;
+	void *fragments;
+};
+
+static __always_inline int find_state(__u32 block, struct state *s)
+{
+	__u32 *id = bpf_map_lookup_elem(&states, &block);
+
+	if (!id)
+		return 0;
+	s->unanswered = bpf_map_lookup_elem(&unanswered, id);
+	s->answered = bpf_map_lookup_elem(&answered, id);
+	s->fragments = bpf_map_lookup_elem(&fragments, id);
+	return s->unanswered && s->answered && s->fragments;
+}
+
+static __always_inline void flow_key(const struct packet *p, enum direction d, struct flow_key *k)
+{
+	for (int i = 0; i < 4; i++) {
+		k->local[i] = d == EGRESS ? p->src[i] : p->dst[i];
+		k->peer[i] = d == EGRESS ? p->dst[i] : p->src[i];
+	}
+	k->local_port = d == EGRESS ? p->sport : p->dport;
+	k->peer_port = d == EGRESS ? p->dport : p->sport;
+	k->proto = p->proto;
+	k->family = p->family;
+	if (p->echo) {
+		/* A request the other way is another conversation, although it may have the same number. */
+		k->local_port = p->sport;
+		k->peer_port = 0x100 | ((p->echo == ECHO_REQUEST) == (d == EGRESS));
+	} else if (p->proto == IPPROTO_ICMP || p->proto == IPPROTO_ICMPV6) {
+		k->local_port = 0;
+		k->peer_port = p->dport;
+	}
+}
+
+static __always_inline __u64 idle_time(const struct flow *f, __u8 proto)
+{
+	if (f->closing)
+		return CLOSING_TIMEOUT;
+	return proto == IPPROTO_TCP ? TCP_TIMEOUT :
+	       proto == IPPROTO_UDP ? UDP_TIMEOUT :
+				      OTHER_TIMEOUT;
+}
+
+/*
+ * Whether a conversation may go on: always under the policy that it was opened under; under another if that would
+ * let it be opened.
+ */
+static __always_inline struct verdict may_go_on(const struct policy *policy, struct flow *f,
+						const struct flow_key *k)
+{
+	struct verdict v = {};
+
+	if (f->generation == policy->generation)
+		return v;
+	v = verdict_of(find_cell_called(policy, f->opener, f->service, k), REASON_NO_POLICY);
+	if (v.reason == REASON_PASS)
+		f->generation = policy->generation;
+	return v;
+}
+
+static __always_inline void note_tcp(struct flow *f, const struct packet *p)
+{
+	if (p->tcp_flags & (TCP_FIN | TCP_RST))
+		f->closing = 1;
+}
+
+static __always_inline int is_syn(const struct packet *p)
+{
+	return p->proto == IPPROTO_TCP && (p->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
+}
+
+/*
+ * A packet of a conversation that somebody has opened: 1 and the verdict, or 0 where there is none.
+ */
+static __always_inline int goes_on(const struct policy *policy, const struct state *s,
+				   const struct packet *p, enum direction d,
+				   const struct flow_key *k, __u64 now, struct verdict *v)
+{
+	struct flow *f = bpf_map_lookup_elem(s->answered, k);
+	struct flow answered = {};
+
+	/* After its end the same ports open another. */
+	if (f && f->closing && is_syn(p)) {
+		bpf_map_delete_elem(s->answered, k);
+		return 0;
+	}
+	if (f && now - f->seen < idle_time(f, k->proto)) {
+		*v = may_go_on(policy, f, k);
+		if (v->reason != REASON_PASS) {
+			bpf_map_delete_elem(s->answered, k);
+			return 1;
+		}
+		if (p->quotes)
+			return 1;
+		if (now - f->seen > SEEN_STEP)
+			f->seen = now;
+		note_tcp(f, p);
+		return 1;
+	}
+	if (f)
+		bpf_map_delete_elem(s->answered, k);
+
+	f = bpf_map_lookup_elem(s->unanswered, k);
+	if (!f || now - f->seen >= UNANSWERED_TIMEOUT)
+		return 0;
+	if (f->closing && is_syn(p)) {
+		bpf_map_delete_elem(s->unanswered, k);
+		return 0;
+	}
+	*v = may_go_on(policy, f, k);
+	if (v->reason != REASON_PASS) {
+		bpf_map_delete_elem(s->unanswered, k);
+		return 1;
+	}
+	if (p->quotes)
+		return 1;
+	if (f->opener == d || p->tcp_flags & TCP_RST) {
+		f->seen = now;
+		note_tcp(f, p);
+		return 1;
+	}
+	answered = *f;
+	answered.seen = now;
+	note_tcp(&answered, p);
+	if (bpf_map_update_elem(s->answered, k, &answered, BPF_ANY))
+		v->reason = REASON_TABLE_FULL;
+	else
+		bpf_map_delete_elem(s->unanswered, k);
+	return 1;
+}
+
+/*
+ * A TCP packet that opens nothing and belongs to no conversation that we know: one of before the filter came, or
+ * whose entry was given up. It passes where an allow rule says so, or where the conversation would be allowed
+ * whoever had opened it.
+ */
+static __always_inline struct verdict judge_midstream(const struct policy *policy,
+						      const struct packet *p, enum direction d,
+						      const struct flow_key *k, struct verdict own)
+{
+	if (own.reason != REASON_PASS || own.allowed)
+		return own;
+	return verdict_of(find_cell_called(policy, !d, p->reverse, k), p->reason);
+}
+
+static __always_inline int is_multicast(const struct packet *p)
+{
+	if (p->family == 4)
+		return p->dst[0] >> 28 == 0xe || p->dst[0] == 0xffffffff;
+	return p->dst[0] >> 24 == 0xff;
+}
+
+static __always_inline void fragment_key(const struct packet *p, struct fragment_key *k)
+{
+	for (int i = 0; i < 4; i++) {
+		k->src[i] = p->src[i];
+		k->dst[i] = p->dst[i];
+	}
+	k->id = p->id;
+	k->proto = p->part_proto;
+	k->family = p->family;
+}
+
+static __always_inline int follows_first(const struct policy *policy, const struct state *s,
+					 const struct packet *p, __u64 now)
+{
+	struct fragment_key k = {};
+	struct first_fragment *first;
+
+	fragment_key(p, &k);
+	first = bpf_map_lookup_elem(s->fragments, &k);
+	return first && first->generation == policy->generation &&
+	       now - first->seen < FRAGMENT_TIMEOUT && p->part_from >= first->end;
+}
+
+static __always_inline void note_first(const struct policy *policy, const struct state *s,
+				       const struct packet *p, __u64 now)
+{
+	struct first_fragment first = { now, p->part_to, policy->generation };
+	struct fragment_key k = {};
+
+	fragment_key(p, &k);
+	bpf_map_update_elem(s->fragments, &k, &first, BPF_ANY);
+}
+
+/*
+ * The verdict of a policy with state on a packet, as a cell. block is the counter block of the device, which tells
+ * whose state it is.
+ */
+__noinline __u32 converse(const struct policy *policy, const struct packet *p, __u32 block, __u32 d)
+{
+	__u64 now = bpf_ktime_get_coarse_ns();
+	struct flow_key k = {};
+	struct flow f = {};
+	struct verdict v = {};
+	struct state s;
+
+	if (!policy || !p || d > INGRESS || !find_state(block, &s))
+		return CELL_NO_POLICY;
+	if (p->fragment == LATER_FRAGMENT && follows_first(policy, &s, p, now))
+		return CELL;
+	flow_key(p, d, &k);
+	/* What could not be read, is not IP, or goes to many is judged alone. */
+	if (p->reason != REASON_PASS || !p->family || is_multicast(p))
+		return find_cell_called(policy, d, p->service, &k);
+
+	if (!goes_on(policy, &s, p, d, &k, now, &v)) {
+		if (p->quotes)
+			return CELL | REASON_BAD_QUOTE;
+		v = verdict_of(find_cell_called(policy, d, p->service, &k), 0);
+		if (p->proto == IPPROTO_TCP && !is_syn(p))
+			v = judge_midstream(policy, p, d, &k, v);
+		if (v.reason != REASON_PASS)
+			return cell_of(v);
+		f.seen = now;
+		f.service = p->service;
+		f.generation = policy->generation;
+		f.opener = d;
+		note_tcp(&f, p);
+		if (bpf_map_update_elem(s.unanswered, &k, &f, BPF_ANY))
+			v.reason = REASON_TABLE_FULL;
+	}
+	if (v.reason == REASON_PASS && p->fragment == FIRST_FRAGMENT && !p->quotes)
+		note_first(policy, &s, p, now);
+	return cell_of(v);
+}
+
+/* The verdict of a policy that does not ask who opened what. */
+static __always_inline struct verdict judge_alone(const struct policy *policy,
+						  const struct packet *p, enum direction d)
+{
+	return verdict_of(
+		find_cell(&policy->table[d], p->service, p->family, d == EGRESS ? p->dst : p->src),
+		p->reason);
+}
+
+static __always_inline struct verdict judge_packet(const struct policy *policy,
+						   const struct device *device,
+						   const struct packet *p, enum direction d)
+{
+	if (p->builtin)
+		return (struct verdict){};
+	if (!policy->stateful)
+		return judge_alone(policy, p, d);
+	return verdict_of(converse(policy, p, device->counters, d), p->reason);
+}
+
+/* Where the policy of a device stands, NULL with the verdict where it has none to judge by. */
+static __always_inline struct policy *find_policy(const struct device *device, struct verdict *v)
+{
+	__u32 id = device->policy;
+	struct policy *policy;
+
+	v->reason = REASON_NO_POLICY;
+	if (!device->ifindex)
+		return NULL;
+	v->reason = REASON_QUARANTINE;
+	policy = bpf_map_lookup_elem(&policies, &id);
+	return policy && policy->table[EGRESS].services ? policy : NULL;
+}

@@ -1,0 +1,325 @@
+package policy
+
+import (
+	"net/netip"
+	"slices"
+	"time"
+)
+
+// MaxAnswered is how many answered conversations a container has unless something else is said.
+const MaxAnswered = 16384
+
+// How long a conversation is remembered after its last packet.
+const (
+	idleUnanswered = 30 * time.Second
+	idleClosing    = 30 * time.Second
+	idleTCP        = 24 * time.Hour
+	idleUDP        = 180 * time.Second
+	idleOther      = 30 * time.Second
+
+	// fragmentTime is how long a first fragment lets later ones pass.
+	fragmentTime = 30 * time.Second
+
+	// seenStep is how late a packet of an answered conversation must come to count as later than the last.
+	seenStep = time.Second / 8
+)
+
+// Stateful reports whether a verdict may depend on who opened a conversation: where the directions differ, or where
+// the two ways of a conversation ask for different services. A default that drops is always such a case: ICMP errors
+// and what answers a broadcast. Of ICMP only a ping that is dropped both ways has no answer that could be told
+// from its request.
+func (s Stack) Stateful() bool {
+	for _, source := range s {
+		p := source.Policy
+		if !p.PassesByDefault(Egress) || !p.PassesByDefault(Ingress) {
+			return true
+		}
+		for _, r := range p.Rules {
+			if r.Verb == Limit {
+				continue
+			}
+			kind := r.Match.What.Kind
+			alike := kind == All || kind == Proto || kind == ICMP || kind == Ping && r.Verb == Drop
+			if r.In[Egress] != r.In[Ingress] || !alike {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// Conversations is what the data plane remembers of one container, by the section of that name in docs/packets.md.
+// The zero value remembers nothing yet.
+//
+// Two bounds of the data plane are not modelled: that of conversations that nobody has answered and that of first
+// fragments, because which of them the kernel gives up for a new one (an LRU list for each processor) is no
+// promise. What is compared with the data plane must stay well below both.
+type Conversations struct {
+	// MaxAnswered bounds the answered conversations; 0 stands for the constant of that name.
+	MaxAnswered int
+
+	open   map[conversationKey]*conversation
+	firsts map[fragmentKey]firstFragment
+}
+
+// conversationKey names a conversation seen from the container, so that packets both ways have the same one.
+type conversationKey struct {
+	proto       uint8
+	local, peer netip.Addr // the container's address and the other's, of one family
+	// The ports are 0 for a protocol without them.
+	localPort, peerPort uint16
+	// icmp is set for ICMP of the addresses' family.
+	icmp icmpKey
+}
+
+// icmpKey tells conversations of ICMP apart.
+type icmpKey struct {
+	echo bool
+	// id and localAsks are for echoes: one that the container asks for is another than one that it is asked for.
+	id        uint16
+	localAsks bool
+	// typ is for all other messages: each type is a conversation of its own.
+	typ uint16
+}
+
+// conversation is what is remembered of one.
+type conversation struct {
+	// opener is the direction of the packet that opened it, question what that packet asked for.
+	opener   Direction
+	question subject
+	answered bool // a packet against the opener's direction has passed
+	closing  bool // a TCP FIN or RST has passed
+	seen     time.Duration
+}
+
+// fragmentKey names a fragmented packet (RFC 791: by addresses, protocol and identification).
+type fragmentKey struct {
+	src, dst netip.Addr
+	proto    uint8
+	id       uint32
+}
+
+// firstFragment is what is remembered of one that has passed.
+type firstFragment struct {
+	end   int // the first byte that it does not have
+	seen  time.Duration
+	under string // the policy that let it pass
+}
+
+// Verdict judges one frame in direction dir at time now, under s, and remembers what it says about conversations.
+// now counts from any moment and never goes back. s may be another with each frame: it is the policy that holds when
+// the frame comes. A ByRule verdict may name a rule of the other direction, the one in which the conversation
+// was opened.
+func (c *Conversations) Verdict(s Stack, dir Direction, frame []byte, now time.Duration) Verdict {
+	pkt := readFrame(frame)
+	switch {
+	case !s.Stateful() || pkt.builtIn(dir):
+		return s.alone(dir, pkt)
+	case pkt.later && c.followsFirst(s, pkt, now):
+		return passes
+	}
+	asks := pkt
+	if pkt.isError() {
+		asks = pkt.answered()
+	}
+	if asks.class != oneIP || asks.why != Pass || isToMany(asks.dst) {
+		return s.alone(dir, pkt)
+	}
+	v := c.converse(s, dir, asks, pkt.isError(), now)
+	// An ICMP error is never so long that it has to be fragmented (RFC 1812 4.3.2.3, RFC 4443 2.4).
+	if v.Reason == Pass && pkt.first && !pkt.isError() {
+		c.rememberFirst(s, pkt, now)
+	}
+	return v
+}
+
+// isToMany reports whether an address is that of many: whatever answers does so from another one.
+func isToMany(dst netip.Addr) bool {
+	for _, r := range Multicast.FixedRanges() {
+		if r.Contains(dst) {
+			return true
+		}
+	}
+	return false
+}
+
+// converse judges a packet that was read wholly, from one to one. quoted says that pkt is not the packet itself but
+// what an ICMP error is about.
+func (c *Conversations) converse(s Stack, dir Direction, pkt packet, quoted bool, now time.Duration) Verdict {
+	key := keyOf(dir, pkt)
+	if open := c.find(key, now); open != nil && open.closing && isSYN(pkt) {
+		delete(c.open, key)
+	}
+	if open := c.find(key, now); open != nil {
+		// Under the policy that it was opened under this is always a pass; under another it is the
+		// conversation's end, or not.
+		if v := s.judge(open.opener, open.question); v.Reason != Pass {
+			delete(c.open, key)
+			return v
+		}
+		if quoted {
+			return passes
+		}
+		return c.goOn(open, dir, pkt, now)
+	}
+	if quoted {
+		return Verdict{BadQuote, -1, -1}
+	}
+	question := subject{true, pkt.peer(dir), pkt.proto, pkt.service}
+	v := s.judge(dir, question)
+	if v.Reason == Pass && pkt.proto == protoTCP && !isSYN(pkt) {
+		v = s.judgeMidstream(dir, pkt)
+	}
+	if v.Reason == Pass {
+		if c.open == nil {
+			c.open = map[conversationKey]*conversation{}
+		}
+		c.open[key] = &conversation{opener: dir, question: question, closing: closes(pkt), seen: now}
+	}
+	return v
+}
+
+// find returns a conversation that is not forgotten yet, else nil.
+func (c *Conversations) find(key conversationKey, now time.Duration) *conversation {
+	open := c.open[key]
+	if open == nil || now-open.seen >= open.idleTime(key.proto) {
+		return nil
+	}
+	return open
+}
+
+func (o *conversation) idleTime(proto uint8) time.Duration {
+	switch {
+	case !o.answered:
+		return idleUnanswered
+	case o.closing:
+		return idleClosing
+	case proto == protoTCP:
+		return idleTCP
+	case proto == protoUDP:
+		return idleUDP
+	}
+	return idleOther
+}
+
+// goOn lets another packet of a conversation pass, unless it is the first answer and there is no room. A reset is
+// no answer: it says that nobody is there.
+func (c *Conversations) goOn(open *conversation, dir Direction, pkt packet, now time.Duration) Verdict {
+	answers := dir != open.opener && pkt.flags&flagRST == 0
+	switch {
+	case !open.answered && answers:
+		if c.numAnswered(now) >= c.maxAnswered() {
+			return Verdict{TableFull, -1, -1}
+		}
+		open.answered, open.seen = true, now
+	case !open.answered || now-open.seen > seenStep:
+		open.seen = now
+	}
+	open.closing = open.closing || closes(pkt)
+	return passes
+}
+
+func (c *Conversations) maxAnswered() int {
+	if c.MaxAnswered == 0 {
+		return MaxAnswered
+	}
+	return c.MaxAnswered
+}
+
+func (c *Conversations) numAnswered(now time.Duration) int {
+	n := 0
+	for key, open := range c.open {
+		if open.answered && c.find(key, now) != nil {
+			n++
+		}
+	}
+	return n
+}
+
+// isSYN reports whether pkt opens a TCP connection. On the ports of one that has ended it opens another.
+func isSYN(pkt packet) bool {
+	return pkt.proto == protoTCP && pkt.flags&(flagSYN|flagACK) == flagSYN
+}
+
+// closes reports whether pkt ends a TCP connection, or one half of it.
+func closes(pkt packet) bool { return pkt.flags&(flagFIN|flagRST) != 0 }
+
+// judgeMidstream judges a TCP packet that opens nothing, of a conversation that is not known although it passes in
+// its own direction: its entry was given up, or it is older than the policy. Whoever sends it may be the one who was
+// asked, and its destination port none that anybody opened.
+func (s Stack) judgeMidstream(dir Direction, pkt packet) Verdict {
+	if s.allowsByRule(dir, subject{true, pkt.peer(dir), pkt.proto, pkt.to}) {
+		return passes
+	}
+	return s.judge(dir.opposite(), subject{true, pkt.peer(dir), pkt.proto, pkt.from})
+}
+
+// judge is what the sources of s say of something that is wholly known.
+func (s Stack) judge(dir Direction, asked subject) Verdict {
+	return s.first(func(p Policy) Verdict { return p.judge(dir, asked) })
+}
+
+// allowsByRule reports whether an allow rule of any source matches; whether that lets it pass is another question.
+func (s Stack) allowsByRule(dir Direction, asked subject) bool {
+	for _, source := range s {
+		if slices.ContainsFunc(source.Policy.Rules, func(r Rule) bool {
+			return r.Verb == Allow && r.In[dir] && r.Match.holds(asked)
+		}) {
+			return true
+		}
+	}
+	return false
+}
+
+func (d Direction) opposite() Direction {
+	if d == Egress {
+		return Ingress
+	}
+	return Egress
+}
+
+func keyOf(dir Direction, pkt packet) conversationKey {
+	k := conversationKey{proto: pkt.proto, local: pkt.src, peer: pkt.dst, localPort: pkt.from, peerPort: pkt.to}
+	if dir == Ingress {
+		k = conversationKey{proto: pkt.proto, local: pkt.dst, peer: pkt.src, localPort: pkt.to, peerPort: pkt.from}
+	}
+	if pkt.icmp == nil {
+		return k
+	}
+	request := pingType(pkt.dst.Is6())
+	switch pkt.service {
+	case request:
+		k.icmp = icmpKey{echo: true, id: pkt.echo, localAsks: dir == Egress}
+	case oppositeType(pkt.dst.Is6(), uint8(request)):
+		k.icmp = icmpKey{echo: true, id: pkt.echo, localAsks: dir == Ingress}
+	default:
+		k.icmp = icmpKey{typ: pkt.service}
+	}
+	return k
+}
+
+// followsFirst reports whether a later fragment follows a first one that has passed, and leaves it as it was: one
+// that overlaps the first could put another header in its place (RFC 1858, RFC 5722).
+func (c *Conversations) followsFirst(s Stack, pkt packet, now time.Duration) bool {
+	first, ok := c.firsts[fragmentKeyOf(pkt)]
+	return ok && first.under == s.text() && now-first.seen < fragmentTime && pkt.part.from >= first.end
+}
+
+func (c *Conversations) rememberFirst(s Stack, pkt packet, now time.Duration) {
+	if c.firsts == nil {
+		c.firsts = map[fragmentKey]firstFragment{}
+	}
+	c.firsts[fragmentKeyOf(pkt)] = firstFragment{pkt.part.to, now, s.text()}
+}
+
+// text tells stacks apart.
+func (s Stack) text() (out string) {
+	for _, source := range s {
+		out += source.Origin + "(" + source.Policy.Text() + ")"
+	}
+	return out
+}
+
+func fragmentKeyOf(pkt packet) fragmentKey {
+	return fragmentKey{pkt.src, pkt.dst, pkt.part.proto, pkt.part.id}
+}

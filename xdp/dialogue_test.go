@@ -1,0 +1,99 @@
+package xdp
+
+import (
+	"os"
+	"testing"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/vethwall/vethwall/policy"
+	"github.com/vethwall/vethwall/policy/policytest"
+)
+
+// memory holds the conversations of the runner's device, as maps that can be emptied.
+type memory []*ebpf.Map
+
+func newMemory(r *runner) memory {
+	r.t.Helper()
+	spec, err := loadFilter()
+	must(r.t, err)
+	var m memory
+	for name, outer := range (&states{objs: r.k}).outer() {
+		inner, err := ebpf.NewMap(spec.Maps[name].InnerMap)
+		must(r.t, err)
+		r.t.Cleanup(func() { inner.Close() })
+		must(r.t, outer.Put(uint32(1), inner))
+		m = append(m, inner)
+	}
+	must(r.t, r.k.States.Put(uint32(0), uint32(1)))
+	return m
+}
+
+func (m memory) forget(t *testing.T) {
+	t.Helper()
+	for _, inner := range m {
+		var key []byte
+		for inner.NextKey(nil, &key) == nil {
+			must(t, inner.Delete(key))
+		}
+	}
+}
+
+// TestDialogues draws policies and sequences of related packets, both ways, and compares the programs with
+// policy.Conversations. Now and then the policy changes in the middle. A failure prints the seed.
+func TestDialogues(t *testing.T) {
+	r := newRunner(t)
+	m := newMemory(r)
+	rnd, seed := seeded(t)
+	dialogues := 1500
+	if os.Getenv("VETHWALL_LONG") != "" {
+		dialogues *= 20
+	}
+	counts := map[policy.Reason]int{}
+	steps := 0
+	for range dialogues {
+		draw := policytest.Draw{Verbs: []policy.Verb{policy.Drop, policy.Except, policy.Allow, policy.Allow}, MaxRules: 6, OneWay: true}
+		stack := draw.Stack(rnd)
+		dialogue := policytest.Dialogue(rnd, stack)
+		change := -1
+		if rnd.IntN(3) == 0 {
+			change = rnd.IntN(len(dialogue) + 1)
+		}
+		m.forget(t)
+		var want policy.Conversations
+		use(t, r, stack)
+		for i, step := range dialogue {
+			if i == change {
+				stack = draw.Stack(rnd)
+				use(t, r, stack)
+			}
+			h := hooks[2]
+			if step.Dir == policy.Egress {
+				h = hooks[rnd.IntN(2)]
+			}
+			if !tcRuns(step.Frame) {
+				continue
+			}
+			v := want.Verdict(stack, step.Dir, step.Frame, 0)
+			if got := r.run(h, stack, step.Frame); got != v {
+				t.Fatalf("seed %d: %sstep %d, %s, changed at %d, frame %x\nprogram says %v\nspecification says %v",
+					seed, describe(stack), i, h.name, change, step.Frame, got, v)
+			}
+			counts[v.Reason]++
+			steps++
+		}
+	}
+	t.Logf("%d packets in %d dialogues: %v", steps, dialogues, counts)
+	for _, reason := range []policy.Reason{policy.Pass, policy.ByRule, policy.ByDefault, policy.BadQuote, policy.Fragment} {
+		if counts[reason] == 0 {
+			t.Errorf("nothing was drawn that gives %s", reason)
+		}
+	}
+}
+
+func use(t *testing.T, r *runner, s policy.Stack) {
+	t.Helper()
+	tables, err := Compile(s)
+	must(t, err)
+	r.use(tables)
+}

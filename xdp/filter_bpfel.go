@@ -34,6 +34,17 @@ type filterDevice struct {
 	Counters uint16
 }
 
+type filterFlowKey struct {
+	_         structs.HostLayout
+	Local     [4]uint32
+	Peer      [4]uint32
+	LocalPort uint16
+	PeerPort  uint16
+	Proto     uint8
+	Family    uint8
+	Zero      uint16
+}
+
 type filterNode struct {
 	_     structs.HostLayout
 	Key   [15]uint32

@@ -10,6 +10,7 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/vethwall/vethwall/policy"
 )
@@ -53,11 +54,12 @@ func (r *Reader) Close() { _ = r.maps.Close() }
 
 // AgentRuns reports whether an agent holds dir.
 func AgentRuns(dir string) bool {
-	lock, err := lockDir(dir)
-	if err == nil {
-		_ = lock.Close()
+	d, err := os.Open(dir)
+	if err != nil {
+		return false
 	}
-	return errors.Is(err, ErrBusy)
+	defer d.Close()
+	return errors.Is(unix.Flock(int(d.Fd()), unix.LOCK_SH|unix.LOCK_NB), unix.EWOULDBLOCK)
 }
 
 // Records are the records that the agent keeps, by container id; nil for one that is damaged.

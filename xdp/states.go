@@ -3,9 +3,11 @@ package xdp
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 
 	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
 )
 
 // states gives out the conversation tables of containers. Putting a map into a map takes the kernel some
@@ -17,6 +19,7 @@ type states struct {
 	users map[uint32]int
 	ready []uint32
 	full  []uint32 // used before, and not emptied
+	swept uint32   // the last that sweep has looked through
 }
 
 // readyStates is how many tables wait for their container.
@@ -130,9 +133,19 @@ func (s *states) take(block uint16) error {
 	return s.objs.States.Put(uint32(block), uint32(0))
 }
 
-// sweep makes tables ready, and gives the memory of a few that nobody uses back.
+// sweptStates is how many tables one sweep looks through for conversations that are over.
+const sweptStates = 8
+
+// sweep makes tables ready, forgets conversations that are over, and gives the memory of a few tables that nobody
+// uses back. It looks at a few tables each time, one after the other.
 func (s *states) sweep() error {
 	err := s.refill()
+	ids := slices.Sorted(maps.Keys(s.users))
+	for range min(len(ids), sweptStates) {
+		i, _ := slices.BinarySearch(ids, s.swept+1)
+		s.swept = ids[i%len(ids)]
+		err = errors.Join(err, s.expire(s.swept))
+	}
 	for range min(len(s.full), readyStates) {
 		id := s.full[0]
 		s.full = s.full[1:]
@@ -146,4 +159,69 @@ func (s *states) sweep() error {
 		}
 	}
 	return err
+}
+
+// expire deletes the answered conversations of a table that have been idle for too long. The program does not take
+// them for alive, but meets them only when the same ports are used again, and a full table takes no new one.
+func (s *states) expire(id uint32) error {
+	now, err := monotonic()
+	if err != nil {
+		return err
+	}
+	return s.expireAt(id, now)
+}
+
+func (s *states) expireAt(id uint32, now uint64) error {
+	var table *ebpf.Map
+	if err := s.objs.Answered.Lookup(id, &table); err != nil {
+		return fmt.Errorf("open a table of conversations: %w", err)
+	}
+	defer table.Close()
+	var over []filterFlowKey
+	var key filterFlowKey
+	var f conversation
+	it := table.Iterate()
+	for it.Next(&key, &f) {
+		if f.Seen < now && now-f.Seen > idleTime(key, f) {
+			over = append(over, key)
+		}
+	}
+	// An iteration over a table in use may be cut short; the next sweep goes on.
+	for _, key := range over {
+		if err := table.Delete(key); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return fmt.Errorf("forget a conversation: %w", err)
+		}
+	}
+	return nil
+}
+
+// conversation is struct flow of bpf/maps.h.
+type conversation struct {
+	Seen                uint64 // ns, by monotonic
+	Service, Generation uint32
+	Opener, Closing     uint8
+	_                   [6]byte
+}
+
+// idleTime is idle_time of bpf/flow.h, in nanoseconds.
+func idleTime(key filterFlowKey, f conversation) uint64 {
+	const second = 1e9
+	switch {
+	case f.Closing != 0:
+		return 30 * second
+	case key.Proto == protoTCP:
+		return 24 * 3600 * second
+	case key.Proto == protoUDP:
+		return 180 * second
+	}
+	return 30 * second
+}
+
+// monotonic is the clock of the programs: nanoseconds since boot without suspend.
+func monotonic() (uint64, error) {
+	var t unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC_COARSE, &t); err != nil {
+		return 0, fmt.Errorf("read the clock: %w", err)
+	}
+	return uint64(t.Nano()), nil
 }

@@ -41,6 +41,8 @@ type Filter struct {
 	// links are our pinned links. Their file descriptors stay open, so that a filter stays when somebody
 	// removes its pin.
 	links map[hookID]link.Link
+	// noTCX: the kernel has none (before 6.6), and clsact takes its place.
+	noTCX bool
 }
 
 // Open loads the programs, and creates or adopts the maps and links under dir, which must be on a bpffs. Links

@@ -209,8 +209,14 @@ func (f *Filter) ensure(id hookID, mode Mode) error {
 		if errors.Is(err, ErrTaken) && mode == Auto {
 			return f.ensure(hookID{id.ifindex, hookSent}, mode)
 		}
-	} else if l, err = attachTCX(id, f.program(id.hook)); errors.Is(err, ebpf.ErrNotSupported) {
-		return clsactAttach(id, f.program(id.hook))
+	} else {
+		if !f.noTCX {
+			l, err = attachTCX(id, f.program(id.hook))
+			f.noTCX = errors.Is(err, ebpf.ErrNotSupported)
+		}
+		if f.noTCX {
+			return clsactAttach(id, f.program(id.hook))
+		}
 	}
 	if err != nil {
 		return err

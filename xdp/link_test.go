@@ -298,6 +298,39 @@ func TestTakenSlotLeavesTC(t *testing.T) {
 	}
 }
 
+// TestClsact does what a kernel without tcx needs: filters of a clsact qdisc that stay without a process, are replaced in
+// one step and go with uninstall.
+func TestClsact(t *testing.T) {
+	n := newNetwork(t)
+	dir := bpffs(t)
+	f := open(t, dir)
+	f.noTCX = true
+	for range 2 {
+		must(t, f.Attach(n.host.Index, labelled(t, "xdp.drop=udp"), TCX))
+		n.wantUDP(false, "drop=udp")
+	}
+	must(t, f.Attach(n.host.Index, labelled(t, "xdp.drop=tcp"), TCX))
+	n.wantUDP(true, "drop=tcp")
+	must(t, f.Attach(n.host.Index, labelled(t, "xdp.ingress.drop=all"), TCX))
+	n.wantUDP(true, "ingress.drop=all") // sent, and nothing comes back
+	f.Close()
+	f = open(t, dir)
+	f.noTCX = true
+	must(t, f.Attach(n.host.Index, labelled(t, "xdp.drop=udp"), TCX))
+	n.wantUDP(false, "adopted")
+	r, err := OpenReader(dir)
+	must(t, err)
+	d, err := r.Device(n.host.Index)
+	must(t, err)
+	r.Close()
+	if len(d.Hooks) != 2 || d.Hooks[0].Type != "tc" || d.Hooks[1].Direction != "ingress" {
+		t.Errorf("read back %+v", d.Hooks)
+	}
+	f.Close()
+	must(t, Uninstall(dir))
+	n.wantUDP(true, "after uninstall")
+}
+
 // fillTC leaves no room at the tc hooks of a device: the kernel takes some 60 programs.
 func fillTC(t *testing.T, ifindex int) {
 	t.Helper()

@@ -22,7 +22,7 @@ func TestDocumentedMaps(t *testing.T) {
 		n, _ := strconv.ParseUint(strings.ReplaceAll(s, ",", ""), 10, 32)
 		return uint32(n)
 	}
-	row := regexp.MustCompile(`(?m)^\| ` + "`(\\w+)`" + ` \| (?:array|hash|per-CPU array), ([0-9,]+) \| (.*) \|$`)
+	row := regexp.MustCompile(`(?m)^\| ` + "`(\\w+)`" + ` \| (?:array|hash|per-CPU array|array of maps), ([0-9,]+) \| (.*) \|$`)
 	size := regexp.MustCompile(`([0-9,]+) bytes`)
 	rows := row.FindAllStringSubmatch(string(text), -1)
 	if len(rows) != len(spec.Maps) {

@@ -17,35 +17,46 @@ __noinline int turn_skb(struct __sk_buff *skb, struct packet *p)
 	return p && turn_quote((void *)(long)skb->data, (void *)(long)skb->data_end, p);
 }
 
+/* Reads what is linear of a packet; whether that is all that there is. */
+__noinline int read_linear(struct __sk_buff *skb, __u32 d, struct packet *p)
+{
+	void *data = (void *)(long)skb->data;
+	void *end = (void *)(long)skb->data_end;
+
+	if (!p)
+		return 1;
+	read_frame(data, end, skb->len, d, p);
+	return end - data >= skb->len;
+}
+
+/* At least so many bytes of a packet, or all of it, are linear afterwards. */
+static __always_inline void pull(struct __sk_buff *skb, __u32 bytes)
+{
+	if (bytes > skb->len)
+		bytes = skb->len;
+	if (skb->data_end - skb->data < bytes)
+		bpf_skb_pull_data(skb, bytes);
+}
+
 /*
  * At tc only the linear part of a packet can be read, and a sender decides how much that is (an AF_PACKET
  * ring leaves none of the IP header in it). So pull what is usual, and where that was not enough, all.
  */
-__noinline int read_skb(struct __sk_buff *skb, __u32 d, struct packet *p)
+static __always_inline void read_skb(struct __sk_buff *skb, enum direction d, struct packet *p)
 {
-	__u32 wanted = USUAL_HEADERS;
+	int whole;
 
-	if (!p)
-		return 0;
-	for (int i = 0; i < 2; i++) {
-		struct packet fresh = {};
-		void *data, *end;
-
-		if (wanted > skb->len)
-			wanted = skb->len;
-		if (skb->data_end - skb->data < wanted)
-			bpf_skb_pull_data(skb, wanted);
-		data = (void *)(long)skb->data;
-		end = (void *)(long)skb->data_end;
-		read_frame(data, end, skb->len, d, &fresh);
-		if (fresh.quotes && !turn_skb(skb, &fresh))
-			unknown_proto(&fresh, REASON_BAD_QUOTE);
-		*p = fresh;
-		if (fresh.reason == REASON_PASS || end - data >= skb->len)
-			break;
-		wanted = MAX_OFFSET;
-	}
-	return 0;
+	pull(skb, USUAL_HEADERS);
+	whole = read_linear(skb, d, p);
+	if (p->quotes && !turn_skb(skb, p))
+		unknown_proto(p, REASON_BAD_QUOTE);
+	if (p->reason == REASON_PASS || whole)
+		return;
+	pull(skb, MAX_OFFSET);
+	__builtin_memset(p, 0, sizeof(*p));
+	read_linear(skb, d, p);
+	if (p->quotes && !turn_skb(skb, p))
+		unknown_proto(p, REASON_BAD_QUOTE);
 }
 
 static __always_inline int judge_skb(struct __sk_buff *skb, enum direction direction)

@@ -67,10 +67,10 @@ func (n *network) veth(host, container string) Veth {
 
 func (n *network) configure() {
 	n.t.Helper()
-	inside, err := netlink.NewHandleAt(n.container)
+	inside, err := netlink.NewHandleAt(n.container, unix.NETLINK_ROUTE)
 	must(n.t, err)
 	defer inside.Close()
-	outside, err := netlink.NewHandle()
+	outside, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	must(n.t, err)
 	defer outside.Close()
 	for _, end := range []struct {

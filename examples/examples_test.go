@@ -82,9 +82,25 @@ func TestArticle(t *testing.T) {
 	}
 }
 
-func TestQuickstart(t *testing.T) {
-	v := enginetest.Own(t).Install()
-	all := steps(t, "quickstart/README.md")
+// TestShown runs the examples that show what each of their commands prints.
+func TestShown(t *testing.T) {
+	for _, dir := range []string{"egress-allow-list", "published-port-only"} {
+		t.Run(dir, func(t *testing.T) {
+			v := enginetest.Own(t).Install()
+			all := composed(t, steps(t, dir+"/README.md"))
+			v.StartAgent()
+			for i, out := range run(t, v, dir, all) {
+				if all[i].shown != "" && out != all[i].shown {
+					t.Errorf("%s\nprints\n%s\nthe README shows\n%s", all[i].commands, out, all[i].shown)
+				}
+			}
+		})
+	}
+}
+
+// composed has the commands for the Compose that the machine has.
+func composed(t *testing.T, all []step) []step {
+	t.Helper()
 	if exec.Command("docker", "compose", "version").Run() != nil {
 		_, err := exec.LookPath("docker-compose")
 		enginetest.Need(t, err == nil, "docker compose")
@@ -92,6 +108,12 @@ func TestQuickstart(t *testing.T) {
 			all[i].commands = strings.ReplaceAll(all[i].commands, "docker compose", "docker-compose --no-ansi")
 		}
 	}
+	return all
+}
+
+func TestQuickstart(t *testing.T) {
+	v := enginetest.Own(t).Install()
+	all := composed(t, steps(t, "quickstart/README.md"))
 	v.StartAgent()
 	out := strings.Join(run(t, v, "quickstart", all), "")
 	var filtered, free, status string

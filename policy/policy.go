@@ -41,6 +41,16 @@ type Rule struct {
 	Match Match
 	// Rate is set for limits only.
 	Rate Rate
+	// Shown is what users read where Match has had its groups resolved; "" stands for the text of Match.
+	Shown string
+}
+
+// String is what users read of the rule: what it matches, as they wrote it.
+func (r Rule) String() string {
+	if r.Shown != "" {
+		return r.Shown
+	}
+	return r.Match.String()
 }
 
 // Direction says who opened a conversation, seen from the container.

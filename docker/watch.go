@@ -13,10 +13,11 @@ import (
 	"github.com/docker/docker/api/types/filters"
 )
 
-// Action is what happened to a container, or between it and a network.
+// Action is what happened to a container, between it and a network, or to the networks.
 type Action string
 
-// The actions that are reported; the engine has many more. Only connect and disconnect name a network.
+// The actions that are reported; the engine has many more. Connect and disconnect name a network, too; networks
+// names a network alone, which was created or removed.
 const (
 	ActionCreate     Action = "create"
 	ActionStart      Action = "start"
@@ -25,6 +26,7 @@ const (
 	ActionRename     Action = "rename"
 	ActionConnect    Action = "connect"
 	ActionDisconnect Action = "disconnect"
+	ActionNetworks   Action = "networks"
 )
 
 var containerActions = []Action{ActionCreate, ActionStart, ActionDie, ActionDestroy, ActionRename}
@@ -34,8 +36,8 @@ var networkActions = []Action{ActionConnect, ActionDisconnect}
 // without a mark.
 type Event struct {
 	Action    Action
-	ID        string // the container's, 64 hex digits
-	NetworkID string // for connect and disconnect, 64 hex digits
+	ID        string // the container's, 64 hex digits; "" for networks
+	NetworkID string // for connect, disconnect and networks, 64 hex digits
 	// Labels come with create only: the container's and the image's, and a few attributes of the
 	// engine's own under names such as "image" and "name", which hide labels of these names.
 	Labels map[string]string
@@ -116,6 +118,9 @@ func translate(m events.Message) (Event, bool) {
 		if !isID(e.NetworkID) {
 			return Event{}, false
 		}
+	case m.Type == events.NetworkEventType && (e.Action == ActionCreate || e.Action == ActionDestroy):
+		e.Action, e.NetworkID = ActionNetworks, m.Actor.ID
+		return e, isID(e.NetworkID)
 	}
 	return e, isID(e.ID)
 }

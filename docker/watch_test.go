@@ -33,6 +33,8 @@ func TestWatch(t *testing.T) {
 	}
 	e.EmitNetwork(docker.ActionConnect, net, web.ID)
 	e.EmitNetwork(docker.ActionDisconnect, net, web.ID)
+	e.EmitRaw(dockertest.Message("network", "create", net, nil))
+	e.EmitRaw(dockertest.Message("network", "destroy", net, nil))
 	e.EndStreams()
 	want := []docker.Event{
 		{Action: docker.ActionCreate, ID: web.ID, Labels: map[string]string{"from": "image", "xdp.drop": "udp", "name": "web", "image": image}},
@@ -42,6 +44,8 @@ func TestWatch(t *testing.T) {
 		{Action: docker.ActionDestroy, ID: web.ID},
 		{Action: docker.ActionConnect, ID: web.ID, NetworkID: net},
 		{Action: docker.ActionDisconnect, ID: web.ID, NetworkID: net},
+		{Action: docker.ActionNetworks, NetworkID: net},
+		{Action: docker.ActionNetworks, NetworkID: net},
 	}
 	if d := cmp.Diff(want, drain(s), cmpopts.IgnoreFields(docker.Event{}, "Time")); d != "" {
 		t.Error(d)
@@ -73,6 +77,7 @@ func TestForgedEvents(t *testing.T) {
 		{"upper case id", dockertest.Message("container", "start", id("A"), nil), nil},
 		{"connect without a container", dockertest.Message("network", "connect", net, nil), nil},
 		{"connect of an endpoint", dockertest.Message("network", "connect", net, map[string]string{"container": "ep-" + a[:61]}), nil},
+		{"network that no id names", dockertest.Message("network", "create", "x", map[string]string{"container": a}), nil},
 		{"connect to no network", dockertest.Message("network", "connect", "x", map[string]string{"container": a}), nil},
 		{"empty object", "{}", nil},
 		{"null", "null", nil},

@@ -33,7 +33,7 @@ type Engine struct {
 	containers map[string]docker.Container
 	raw        map[string]string // container id -> the answer to inspect, word for word
 	images     map[string]map[string]string
-	networks   map[string]docker.Endpoint // by network id
+	networks   map[string]docker.Network // by id
 	handlers   map[string]http.HandlerFunc
 	history    []event
 	streams    map[chan string]bool
@@ -59,7 +59,7 @@ func New(t testing.TB) *Engine {
 	e := &Engine{
 		t: t, socket: filepath.Join(dir, "docker.sock"), apiVersion: "1.41",
 		containers: map[string]docker.Container{}, raw: map[string]string{},
-		images: map[string]map[string]string{}, networks: map[string]docker.Endpoint{},
+		images: map[string]map[string]string{}, networks: map[string]docker.Network{},
 		handlers: map[string]http.HandlerFunc{}, streams: map[chan string]bool{}, changed: make(chan struct{}),
 	}
 	e.Start()
@@ -109,13 +109,20 @@ func (e *Engine) Put(c docker.Container) {
 	defer e.mu.Unlock()
 	e.containers[c.ID] = c
 	for _, ep := range c.Networks {
-		if ep.NetworkID != "" {
-			e.networks[ep.NetworkID] = ep
+		if _, known := e.networks[ep.NetworkID]; !known && ep.NetworkID != "" {
+			e.networks[ep.NetworkID] = docker.Network{ID: ep.NetworkID, Name: ep.Network, Driver: ep.Driver}
 		}
 	}
 	if c.ImageKnown {
 		e.images[c.ImageID] = c.ImageLabels
 	}
+}
+
+// PutNetwork adds or replaces a network, with a gateway for each of its first subnets. No event is sent.
+func (e *Engine) PutNetwork(n docker.Network) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.networks[n.ID] = n
 }
 
 // PutRaw makes json the answer to the inspection of container id, which need not be in the list.

@@ -23,8 +23,8 @@ func (e *Engine) object(path string) any {
 		return list
 	case path == "/networks":
 		list := []object{}
-		for id, ep := range e.networks {
-			list = append(list, object{"Id": id, "Name": ep.Network, "Driver": ep.Driver})
+		for id, n := range e.networks {
+			list = append(list, object{"Id": id, "Name": n.Name, "Driver": n.Driver, "IPAM": object{"Config": subnets(n)}})
 		}
 		return list
 	case kind == "containers" && e.raw[id] != "":
@@ -39,6 +39,19 @@ func (e *Engine) object(path string) any {
 		}
 	}
 	return nil
+}
+
+// subnets pairs them with the gateways.
+func subnets(n docker.Network) []object {
+	out := []object{}
+	for i, s := range n.Subnets {
+		c := object{"Subnet": s.String()}
+		if i < len(n.Gateways) {
+			c["Gateway"] = n.Gateways[i].String()
+		}
+		out = append(out, c)
+	}
+	return out
 }
 
 // split reads /kind/id/json.

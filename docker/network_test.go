@@ -1,0 +1,39 @@
+package docker_test
+
+import (
+	"net/http"
+	"net/netip"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/vethwall/vethwall/docker"
+)
+
+func TestNetworks(t *testing.T) {
+	e, ctx := engine(t)
+	c := connect(ctx, t)
+	one := docker.Network{ID: id("1"), Name: "one", Driver: "bridge",
+		Subnets:  []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("2001:db8::/64")},
+		Gateways: []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")}}
+	host := docker.Network{ID: id("0"), Name: "host", Driver: "host"}
+	e.PutNetwork(one)
+	e.PutNetwork(host)
+	got, err := c.Networks(ctx)
+	same := cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })
+	sameAddr := cmp.Comparer(func(a, b netip.Addr) bool { return a == b })
+	if d := cmp.Diff([]docker.Network{host, one}, got, same, sameAddr); d != "" || err != nil {
+		t.Error(err, d)
+	}
+	e.Handle("/networks", func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = w.Write([]byte(`[{"Id":"x","IPAM":{"Config":[{"Subnet":"192.0.2.9/24","Gateway":"192.0.2.1/24"},{"Subnet":"","Gateway":"none"}]}},{"Id":"y"}]`))
+	})
+	got, err = c.Networks(ctx)
+	if err != nil || len(got) != 2 || len(got[0].Subnets) != 1 || got[0].Subnets[0] != one.Subnets[0] || len(got[0].Gateways) != 1 || got[0].Gateways[0] != one.Gateways[0] {
+		t.Errorf("%+v, %v", got, err)
+	}
+	e.Handle("/networks", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusForbidden) })
+	if _, err := c.Networks(ctx); err == nil {
+		t.Error("no error")
+	}
+}

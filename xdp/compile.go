@@ -33,7 +33,7 @@ type Tables struct {
 }
 
 // Compile turns the sources of one container into tables for the data plane. It needs no kernel and no
-// privileges. An error names the first thing that this version cannot enforce.
+// privileges. Groups must have been resolved (policy.Groups). An error names all that this version cannot enforce.
 func Compile(s policy.Stack) (*Tables, error) {
 	if err := enforceable(s); err != nil {
 		return nil, err
@@ -128,9 +128,11 @@ func (t *Tables) slotted(s policy.Stack, dir policy.Direction) []slottedRule {
 				continue
 			}
 			slot := uint32(ruleSlots - 1)
-			if r.Verb == policy.Drop && len(t.Rules[dir]) < ruleSlots-1 {
-				slot = uint32(len(t.Rules[dir]))
-				t.Rules[dir] = append(t.Rules[dir], r.Match.String())
+			if n := len(t.Rules[dir]); r.Verb == policy.Drop && r.Shown != "" && n > 0 && t.Rules[dir][n-1] == r.Shown {
+				slot = uint32(n - 1) // one rule to its users
+			} else if r.Verb == policy.Drop && n < ruleSlots-1 {
+				slot = uint32(n)
+				t.Rules[dir] = append(t.Rules[dir], r.String())
 			} else if r.Verb == policy.Drop {
 				others = true
 			}

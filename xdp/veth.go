@@ -50,16 +50,7 @@ func ListVeths() (Veths, error) {
 	return out, nil
 }
 
-// listLinks repeats a dump that the kernel reports as interrupted: it comes with part of the links only.
-func listLinks() (links []netlink.Link, err error) {
-	for range 10 {
-		links, err = netlink.LinkList()
-		if !errors.Is(err, netlink.ErrDumpInterrupted) {
-			return links, err
-		}
-	}
-	return nil, err
-}
+func listLinks() ([]netlink.Link, error) { return uninterrupted(netlink.LinkList) }
 
 // In are the host's ends of the veths of the network namespace at path, a SandboxKey or /proc/PID/ns/net. It is
 // the kernel that pairs them (RTM_GETNSID against IFLA_LINK_NETNSID), not names or numbers that a

@@ -1,0 +1,125 @@
+package xdp
+
+import (
+	"context"
+	"log/slog"
+	"net/netip"
+	"runtime"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+)
+
+// setUp adds devices, addresses and routes to the namespace that plays the host.
+func setUp(t *testing.T, l netlink.Link, addrs ...string) netlink.Link {
+	t.Helper()
+	must(t, netlink.LinkAdd(l))
+	l, err := netlink.LinkByName(l.Attrs().Name)
+	must(t, err)
+	must(t, netlink.LinkSetUp(l))
+	for _, a := range addrs {
+		addr, err := netlink.ParseAddr(a)
+		must(t, err)
+		must(t, netlink.AddrAdd(l, addr))
+	}
+	return l
+}
+
+func route(t *testing.T, l netlink.Link, to, by string) *netlink.Route {
+	t.Helper()
+	dst, err := netlink.ParseIPNet(to)
+	must(t, err)
+	r := &netlink.Route{LinkIndex: l.Attrs().Index, Dst: dst}
+	if by != "" {
+		r.Gw = netip.MustParseAddr(by).AsSlice()
+	} else {
+		r.Scope = netlink.SCOPE_LINK
+	}
+	return r
+}
+
+func TestHostAddresses(t *testing.T) {
+	n := newNetwork(t)
+	lo, err := netlink.LinkByName("lo")
+	must(t, err)
+	must(t, netlink.LinkSetUp(lo))
+	bridge := setUp(t, &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "br0"}}, "198.51.100.1/24", "fe80::1/64")
+	port, err := netlink.LinkByIndex(n.host.Index)
+	must(t, err)
+	must(t, netlink.LinkSetMaster(port, bridge))
+	own, err := netlink.ParseAddr("fe80::5/64")
+	must(t, err)
+	must(t, netlink.AddrAdd(port, own))
+	tunnel := setUp(t, &netlink.Tuntap{LinkAttrs: netlink.LinkAttrs{Name: "tun0"}, Mode: netlink.TUNTAP_MODE_TUN}, "10.0.0.1/32")
+	for _, r := range []*netlink.Route{
+		route(t, port, "203.0.113.0/25", ""), route(t, port, "203.0.113.128/25", "192.0.2.9"),
+		route(t, port, "0.0.0.0/0", ""), route(t, tunnel, "128.0.0.0/1", ""),
+	} {
+		must(t, netlink.RouteAdd(r))
+	}
+	addrs, onLink, err := HostAddresses()
+	must(t, err)
+	for a, want := range map[string]bool{"127.0.0.1": true, "::1": true, "192.0.2.1": true, "2001:db8::1": true, "198.51.100.1": true, "fe80::1": true,
+		"10.0.0.1": true, "fe80::5": false, "192.0.2.2": false} {
+		if got := slices.Contains(addrs, netip.MustParseAddr(a)); got != want {
+			t.Errorf("%s is the host's: %t", a, got)
+		}
+	}
+	for p, want := range map[string]bool{"192.0.2.0/24": true, "2001:db8::/64": true, "198.51.100.0/24": true, "203.0.113.0/25": true, "10.0.0.1/32": true,
+		"203.0.113.128/25": false, "0.0.0.0/0": false, "128.0.0.0/1": false, "127.0.0.0/8": false} {
+		if got := slices.Contains(onLink, netip.MustParsePrefix(p)); got != want {
+			t.Errorf("%s is on-link: %t, %v", p, got, onLink)
+		}
+	}
+}
+
+func TestWatchHost(t *testing.T) {
+	n := newNetwork(t)
+	port, err := netlink.LinkByIndex(n.host.Index)
+	must(t, err)
+	ctx, cancel := context.WithCancel(t.Context())
+	bell, done := make(chan struct{}, 1000), make(chan struct{})
+	host, err := netns.Get()
+	must(t, err)
+	go func() {
+		defer close(done)
+		runtime.LockOSThread() // never unlocked: a socket is of the namespace of the thread that opens it
+		if netns.Set(host) == nil {
+			WatchHost(ctx, slog.New(slog.DiscardHandler), func() { bell <- struct{}{} })
+		}
+	}()
+	t.Cleanup(func() { cancel(); <-done; _ = host.Close() })
+	hear := func(what string) {
+		t.Helper()
+		select {
+		case <-bell:
+		case <-time.After(10 * time.Second):
+			t.Fatalf("nothing was heard of %s", what)
+		}
+		for quiet := false; !quiet; {
+			select {
+			case <-bell:
+			case <-time.After(50 * time.Millisecond):
+				quiet = true
+			}
+		}
+	}
+	hear("the subscription")
+	a, err := netlink.ParseAddr("198.51.100.1/32")
+	must(t, err)
+	must(t, netlink.AddrAdd(port, a))
+	hear("an address")
+	must(t, netlink.RouteAdd(route(t, port, "203.0.113.0/25", "")))
+	hear("a route to neighbours")
+	must(t, netlink.RouteAdd(route(t, port, "203.0.113.128/25", "192.0.2.9")))
+	select {
+	case <-bell:
+		t.Error("a route by a gateway rings")
+	case <-time.After(100 * time.Millisecond):
+	}
+	must(t, netlink.LinkSetDown(port))
+	hear("a link")
+}

@@ -53,9 +53,9 @@ func Compile(s policy.Stack) (*Tables, error) {
 	return t, nil
 }
 
-// Closed is the policy that lets nothing pass, not even ARP.
+// Closed is the policy that lets nothing pass in either direction, not even ARP.
 func Closed() *Tables {
-	t := &Tables{}
+	t := &Tables{Receives: true}
 	t.seal()
 	return t
 }

@@ -145,7 +145,7 @@ func newAgent(k kernel, o Options) *agent {
 	return &agent{
 		kernel: k, log: o.Log, ready: o.Ready, connect: o.Connect, proc: hostProc,
 		veths:        func() (namespaces, error) { return xdp.ListVeths() },
-		watchLinks:   func(ctx context.Context, ring func()) { xdp.WatchLinks(ctx, o.Log, ring) },
+		watchLinks:   func(ctx context.Context, ring func()) { xdp.WatchHost(ctx, o.Log, ring) },
 		detachByHand: func(ifindex int) error { return xdp.DetachByHand(o.Dir, ifindex) },
 		containers:   map[string]*container{}, records: map[string]string{}, dirty: map[string]bool{},
 		news: make(chan func(), 64), slots: make(chan struct{}, inspectors), bell: make(chan struct{}, 1), ended: make(chan struct{}),

@@ -6,20 +6,25 @@ import (
 	"strings"
 )
 
-// Sentences say in plain English what s does in one direction: a sentence for each source, and one more
-// where there are several. Long lists are cut; the canonical text is the whole truth.
-func (s Stack) Sentences(dir Direction) []string {
-	head := map[Direction]string{Egress: "What the container sends", Ingress: "What the container receives"}[dir]
+// Sentences say in plain English what s does: a sentence for each direction of each source, and one more where
+// there are several sources, or where replies pass by what they answer. Long lists are cut; the canonical text is
+// the whole truth.
+func (s Stack) Sentences() []string {
 	var out []string
-	for _, source := range s {
-		by := ""
-		if len(s) > 1 {
-			by = ", by " + originPhrase(source.Origin)
+	for dir, head := range [...]string{Egress: "What the container sends", Ingress: "What it receives"} {
+		for _, source := range s {
+			by := ""
+			if len(s) > 1 {
+				by = ", by " + originPhrase(source.Origin)
+			}
+			out = append(out, head+by+": "+source.Policy.clauses(Direction(dir))+".")
 		}
-		out = append(out, head+by+": "+source.Policy.clauses(dir)+".")
 	}
 	if len(s) > 1 {
 		out = append(out, "A packet passes only if each of these lets it pass.")
+	}
+	if s.Stateful() {
+		out = append(out, "A conversation is judged by its first packet; replies to one that may be opened pass.")
 	}
 	return out
 }

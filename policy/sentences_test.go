@@ -28,10 +28,8 @@ func sentences(t *testing.T, text string) string {
 			t.Fatal(err)
 		}
 		s := policy.Stack{{Origin: "labels", Policy: p}}
-		for _, dir := range []policy.Direction{policy.Egress, policy.Ingress} {
-			for _, sentence := range s.Sentences(dir) {
-				kept += ">> " + sentence + "\n"
-			}
+		for _, sentence := range s.Sentences() {
+			kept += ">> " + sentence + "\n"
 		}
 		out = append(out, kept)
 	}
@@ -50,7 +48,7 @@ func TestSentences(t *testing.T) {
 func TestSentencesOfSources(t *testing.T) {
 	udp, _, _ := policy.Parse(map[string]string{"xdp.drop": "udp"})
 	var s policy.Stack
-	if got := s.Sentences(policy.Egress); len(got) > 0 {
+	if got := s.Sentences(); len(got) > 0 {
 		t.Errorf("no sources: %q", got)
 	}
 	for _, origin := range []string{"floor", "config", "labels", "image"} {
@@ -61,9 +59,13 @@ func TestSentencesOfSources(t *testing.T) {
 		"What the container sends, by the configuration: UDP is dropped; everything else passes.",
 		"What the container sends, by the container's labels: UDP is dropped; everything else passes.",
 		"What the container sends, by the image's labels: UDP is dropped; everything else passes.",
+		"What it receives, by the floor: UDP is dropped; everything else passes.",
+		"What it receives, by the configuration: UDP is dropped; everything else passes.",
+		"What it receives, by the container's labels: UDP is dropped; everything else passes.",
+		"What it receives, by the image's labels: UDP is dropped; everything else passes.",
 		"A packet passes only if each of these lets it pass.",
 	}
-	if got := s.Sentences(policy.Egress); fmt.Sprint(got) != fmt.Sprint(want) {
+	if got := s.Sentences(); fmt.Sprint(got) != fmt.Sprint(want) {
 		t.Errorf("%q", got)
 	}
 }

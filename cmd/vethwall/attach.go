@@ -20,7 +20,8 @@ func attachCommand(e *env) *cobra.Command {
 		Use:   "attach CONTAINER OBJECT.o",
 		Short: "Put an XDP program of your own on a container's veth, until it stops or detach",
 		Long: `Loads an XDP program from an object file and puts it on the host's end of every veth of the
-container, in the place of its policy if it has one. It judges what the container sends.
+container, where it judges what the container sends. A policy of the container's labels stays in
+force: it moves to tc ingress and judges what the program passes.
 Objects without BTF, without a license and with any section name will do.`,
 		Example: "  vethwall attach httptest dropper.o --section .text\n  vethwall attach httptest udp.o --section dropper_main",
 		Args:    exactArgs("CONTAINER", "OBJECT.o"),
@@ -72,7 +73,7 @@ Objects without BTF, without a license and with any section name will do.`,
 func detachCommand(e *env) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "detach CONTAINER",
-		Short: "Take a program that attach put there off again; the container's policy is put back",
+		Short: "Take a program that attach put there off again; the container's policy stays in force",
 		Args:  exactArgs("CONTAINER"),
 	}
 	dir := dirFlag(cmd)

@@ -156,14 +156,18 @@ func judgeLabels(c docker.Container) report {
 
 // sentences say what this version makes of s.
 func sentences(s policy.Stack) []string {
-	out := s.Sentences(policy.Egress)
+	out := s.Sentences()
 	for _, source := range s {
-		if hook := source.Policy.Hook; hook != policy.HookAuto {
-			out = append(out, "It is judged by "+hook.String()+" XDP.")
+		switch hook := source.Policy.Hook; hook {
+		case policy.HookAuto:
+		case policy.HookTCX:
+			out = append(out, "What it sends is judged at tc ingress.")
+		default:
+			out = append(out, "What it sends is judged by "+hook.String()+" XDP.")
 		}
 	}
 	return append(out,
-		"What it receives is not judged by this version, nor whether packets carry its own addresses.",
+		"Whether packets carry its own addresses is not judged by this version.",
 		"ARP, neighbour discovery and MLD always pass; an ICMP error passes where the packet that it quotes would.",
 		"What cannot be read, such as a later fragment, is dropped if a rule could have dropped it.",
 	)

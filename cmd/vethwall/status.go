@@ -24,7 +24,7 @@ func statusCommand(e *env) *cobra.Command {
 		Use:   "status [CONTAINER]",
 		Short: "Show what is enforced where; exit 1 if a named container is not",
 		Long: `Shows the containers that ask for a filter, as the kernel has them: no agent needs to run.
-Packets are those that the container sent; what it receives is not judged by this version.`,
+Packets are those that the container sent or received and that its policy judged.`,
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) > 1 {
 				return fmt.Errorf("unexpected argument %q", args[1])
@@ -204,29 +204,38 @@ func (s statusView) one(c agent.ContainerStatus) error {
 	}
 	for _, i := range c.Interfaces {
 		fmt.Fprintf(s.stdout, "\nnetwork %s: %s, veth %s, hook %s\n", dash(clean(i.Network)), s.state(i.State), dash(i.Ifname), hooks(i.Hooks))
-		fmt.Fprintf(s.stdout, "  sent: %d passed, %d dropped\n", i.Packets.Passed, i.Packets.Dropped)
+		fmt.Fprintf(s.stdout, "  %d packets passed, %d dropped\n", i.Packets.Passed, i.Packets.Dropped)
 		for _, d := range i.Drops {
 			why := d.Reason
 			if d.Reason == policy.ByRule.String() {
 				why = "rule " + clean(d.Rule)
 			}
-			fmt.Fprintf(s.stdout, "  dropped %d packets, %d bytes: %s\n", d.Packets, d.Bytes, why)
+			way := "sent"
+			if d.Direction == policy.Ingress.String() {
+				way = "received"
+			}
+			fmt.Fprintf(s.stdout, "  dropped %d packets, %d bytes, %s: %s\n", d.Packets, d.Bytes, way, why)
 		}
 	}
-	_, err := fmt.Fprintln(s.stdout, "\nwhat it receives is not judged by this version")
-	return err
+	return nil
 }
 
+// hooks are where a veth is filtered, each kind once: "xdp generic + tcx". The JSON tells directions apart.
 func hooks(hs []xdp.Hook) string {
 	var out []string
 	for _, h := range hs {
-		text := h.Type + " " + h.Mode
+		text := h.Type
+		if h.Mode != h.Type {
+			text += " " + h.Mode
+		}
 		if h.ByHand != "" {
 			text += " (by hand: " + clean(h.ByHand) + ")"
 		}
-		out = append(out, text)
+		if !slices.Contains(out, text) {
+			out = append(out, text)
+		}
 	}
-	return dash(strings.Join(out, ", "))
+	return dash(strings.Join(out, " + "))
 }
 
 func dash(s string) string {

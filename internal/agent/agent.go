@@ -36,6 +36,7 @@ type Options struct {
 type Engine interface {
 	List(context.Context) ([]docker.Summary, error)
 	Inspect(context.Context, string) (docker.Container, error)
+	Networks(context.Context) ([]docker.Network, error)
 	Watch(context.Context) *docker.Stream
 	Close()
 }
@@ -110,6 +111,7 @@ type container struct {
 	missing int    // how many lists in a row did not have it
 	seen    bool   // its namespace was there when we last looked
 	want    want
+	known   known // what want was made of
 	asks    bool
 	saved   string // the record in the kernel
 	told    Record // what the log has
@@ -122,17 +124,21 @@ type agent struct {
 	ready        func() // nil once it was called
 	connect      func(context.Context) (Engine, error)
 	veths        func() (namespaces, error)
-	watchLinks   func(ctx context.Context, ring func())
+	watchHost    func(ctx context.Context, ring func())
+	readHost     func() (*host, error)
 	detachByHand func(ifindex int) error
 	proc         string
 
-	containers map[string]*container
-	records    map[string]string // what an agent before this one had recorded
-	dirty      map[string]bool   // containers to look at
-	sweep      bool              // devices may be gone
-	orphans    bool              // records may belong to nobody
-	session    *session          // nil while there is no engine
-	lost       bool              // there was one, and it has not listed its containers since
+	containers  map[string]*container
+	records     map[string]string // what an agent before this one had recorded
+	dirty       map[string]bool   // containers to look at
+	sweep       bool              // devices may be gone
+	orphans     bool              // records may belong to nobody
+	around      surroundings
+	hostStale   bool     // around.host may be out of date
+	session     *session // nil while there is no engine
+	hostTrouble string   // the last error of reading it, that the log has
+	lost        bool     // there was one, and it has not listed its containers since
 
 	news   chan func()
 	bell   chan struct{}
@@ -145,9 +151,10 @@ func newAgent(k kernel, o Options) *agent {
 	return &agent{
 		kernel: k, log: o.Log, ready: o.Ready, connect: o.Connect, proc: hostProc,
 		veths:        func() (namespaces, error) { return xdp.ListVeths() },
-		watchLinks:   func(ctx context.Context, ring func()) { xdp.WatchHost(ctx, o.Log, ring) },
+		readHost:     readHost,
+		watchHost:    func(ctx context.Context, ring func()) { xdp.WatchHost(ctx, o.Log, ring) },
 		detachByHand: func(ifindex int) error { return xdp.DetachByHand(o.Dir, ifindex) },
-		containers:   map[string]*container{}, records: map[string]string{}, dirty: map[string]bool{},
+		containers:   map[string]*container{}, records: map[string]string{}, dirty: map[string]bool{}, hostStale: true,
 		news: make(chan func(), 64), slots: make(chan struct{}, inspectors), bell: make(chan struct{}, 1), ended: make(chan struct{}),
 	}
 }
@@ -157,7 +164,7 @@ func (a *agent) run(ctx context.Context, first Engine) {
 	ctx, cancel := context.WithCancel(ctx)
 	a.adopt()
 	a.beside.Go(func() { a.sessions(ctx, first) })
-	a.beside.Go(func() { a.watchLinks(ctx, a.doorbell) })
+	a.beside.Go(func() { a.watchHost(ctx, a.doorbell) })
 	a.loop(ctx)
 	cancel()
 	a.beside.Wait()
@@ -209,7 +216,7 @@ func (a *agent) loop(ctx context.Context) {
 	}
 }
 
-// doorbell says that some link of the host has changed.
+// doorbell says that some link or address of the host has changed.
 func (a *agent) doorbell() {
 	select {
 	case a.bell <- struct{}{}:
@@ -229,7 +236,7 @@ func (a *agent) everythingDirty() {
 	for id := range a.containers {
 		a.dirty[id] = true
 	}
-	a.sweep = true
+	a.sweep, a.hostStale = true, true
 }
 
 // lookedAtEverything says whether Docker has listed its containers and answered for each that asks for a filter, and
@@ -257,6 +264,7 @@ func (a *agent) reconcile() {
 		a.log.Error("cannot list the host's links; trying again", "error", err)
 		return
 	}
+	a.lookAround()
 	dirty := slices.Sorted(maps.Keys(a.dirty))
 	clear(a.dirty)
 	for _, id := range dirty {
@@ -278,6 +286,12 @@ func (a *agent) reconcile() {
 
 // enforce brings one container in line, and its record.
 func (a *agent) enforce(c *container, veths namespaces) {
+	if c.want.live {
+		if k := a.around.of(c.Container); !k.equal(c.known) {
+			c.known = k
+			c.want, c.asks = wanted(c.Container, k)
+		}
+	}
 	if !c.asks || !c.Running {
 		a.forget(c)
 		return
@@ -325,9 +339,13 @@ func (a *agent) interfaces(c *container, veths namespaces) (out []Interface, kno
 	networks := place(c.Networks, found)
 	for _, v := range found {
 		i := Interface{Network: networks[v.Index], Ifname: v.Name, Ifindex: v.Index, State: Enforced}
-		if c.want.tables == nil {
+		before, filtered := a.filtered(c, i)
+		switch {
+		case c.want.waits && filtered:
+			i, err = before, nil // stays in force
+		case c.want.tables == nil:
 			err = a.shut(&i, c.want.problem)
-		} else {
+		default:
 			err = a.attach(c, &i, v, indexes(found))
 		}
 		if xdp.IsGone(err) {

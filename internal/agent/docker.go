@@ -34,6 +34,11 @@ type session struct {
 	listing bool            // a list has been asked for
 	listed  bool            // it has listed its containers
 	trouble string          // the last error of a list, that the log has
+
+	askingNetworks  bool   // networks have been asked for
+	networksAgain   bool   // and have changed since
+	networksLater   bool   // are going to be asked for after an error
+	networksTrouble string // as trouble
 }
 
 // connect is a first contact that does not wait for ever. Through systemd's socket it waits for an engine that starts.
@@ -121,12 +126,13 @@ func (a *agent) complain(told *string, err error, what string, args ...any) {
 	*told = text
 }
 
-// relist asks for the list of containers beside the loop.
+// relist asks for the lists of containers and of networks beside the loop.
 func (a *agent) relist() {
 	s := a.session
 	if s == nil || s.listing {
 		return
 	}
+	a.askNetworks()
 	s.listing = true
 	a.beside.Go(func() {
 		ctx, cancel := context.WithTimeout(s.ctx, answerTimeout)
@@ -182,6 +188,8 @@ func (a *agent) compare(s *session, list []docker.Summary) {
 func (a *agent) heard(event docker.Event) {
 	c := a.containers[event.ID]
 	switch {
+	case event.Action == docker.ActionNetworks:
+		a.askNetworks()
 	case event.Action == docker.ActionCreate:
 		if c != nil || asksAtAll(event.Labels) {
 			a.ask(event.ID)
@@ -286,10 +294,15 @@ func (a *agent) answered(s *session, c *container, answer docker.Container, err 
 	}
 }
 
-// learn takes in an answer. What c wants follows from labels, which never change, and from whether its image is known.
+// learn takes in an answer. What c wants follows from labels, which never change, from whether its image is known,
+// and from its groups, which enforce looks after.
 func (a *agent) learn(c *container, answer docker.Container) {
 	if !c.inspected || answer.ImageKnown && !c.ImageKnown {
-		c.want, c.asks = wanted(answer)
+		c.known = a.around.of(answer)
+		c.want, c.asks = wanted(answer, c.known)
+	}
+	if c.want.live && a.around.lacks(answer) {
+		a.askNetworks()
 	}
 	c.Container, c.inspected, c.stale = answer, true, false
 	a.dirty[c.ID] = true

@@ -34,7 +34,9 @@ type fakeKernel struct {
 	attached   map[int]string        // ifindex -> "open", "closed" or "down"
 	byHand     map[int]bool
 	records    map[string][]byte
-	fail       map[string]error // "attach 7", "shut 7", "save", "veths" -> error
+	host       *host
+	tables     map[int]*xdp.Tables // the last that were attached
+	fail       map[string]error    // "attach 7", "shut 7", "save", "veths" -> error
 	calls      []string
 	retired    int
 }
@@ -42,7 +44,7 @@ type fakeKernel struct {
 func newFakeKernel() *fakeKernel {
 	return &fakeKernel{
 		namespaces: map[string][]xdp.Veth{}, attached: map[int]string{}, byHand: map[int]bool{},
-		records: map[string][]byte{}, fail: map[string]error{},
+		records: map[string][]byte{}, fail: map[string]error{}, host: &host{}, tables: map[int]*xdp.Tables{},
 	}
 }
 
@@ -61,7 +63,7 @@ func (k *fakeKernel) exists(ifindex int) bool {
 	return false
 }
 
-func (k *fakeKernel) Attach(ifindex int, _ *xdp.Tables, _ xdp.Mode, _ ...int) error {
+func (k *fakeKernel) Attach(ifindex int, t *xdp.Tables, _ xdp.Mode, _ ...int) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	err := k.call("attach %d", ifindex)
@@ -71,7 +73,7 @@ func (k *fakeKernel) Attach(ifindex int, _ *xdp.Tables, _ xdp.Mode, _ ...int) er
 	case !k.exists(ifindex):
 		return fmt.Errorf("attach: %w", netlink.LinkNotFoundError{})
 	}
-	k.attached[ifindex] = "open"
+	k.attached[ifindex], k.tables[ifindex] = "open", t
 	return nil
 }
 
@@ -217,8 +219,9 @@ type fakeEngine struct {
 	inspects   map[string]int
 	hang       map[string]chan struct{} // an inspect of this id waits
 	hangList   chan struct{}
-	deaf       chan struct{} // inspects wait, whatever becomes of who asked, and answer what was so when they began
-	broken     map[string]error
+	deaf       chan struct{}    // inspects wait, whatever becomes of who asked, and answer what was so when they began
+	broken     map[string]error // "list", "networks" or an id
+	networks   []docker.Network
 	streams    map[chan docker.Event]context.CancelFunc
 }
 
@@ -269,6 +272,12 @@ func (e *fakeEngine) List(ctx context.Context) ([]docker.Summary, error) {
 		}
 	}
 	return out, nil
+}
+
+func (e *fakeEngine) Networks(ctx context.Context) ([]docker.Network, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return slices.Clone(e.networks), e.broken["networks"]
 }
 
 func (e *fakeEngine) Inspect(ctx context.Context, id string) (docker.Container, error) {
@@ -436,7 +445,12 @@ func fakeAgent(k *fakeKernel, o Options) *agent {
 		defer k.mu.Unlock()
 		return k, k.fail["veths"]
 	}
-	a.watchLinks = func(ctx context.Context, _ func()) { <-ctx.Done() }
+	a.readHost = func() (*host, error) {
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		return k.host, k.fail["host"]
+	}
+	a.watchHost = func(ctx context.Context, _ func()) { <-ctx.Done() }
 	a.detachByHand = k.detachByHand
 	return a
 }

@@ -10,31 +10,39 @@ import (
 	"github.com/vethwall/vethwall/xdp"
 )
 
-// want is what a container asks for. It follows from what Docker says of the container, alone.
+// want is what a container asks for. It follows from what Docker says of the container, and from its groups.
 type want struct {
 	policy string // canonical text, with the origin of each part where there are several
 	// tables is nil where the container must be closed, because of problem.
-	tables   *xdp.Tables
-	problem  string
-	mode     xdp.Mode
-	warnings []string
+	tables  *xdp.Tables
+	problem string
+	// live says that tables depend on groups, and waits that these are not known: a filter that is there may stay.
+	live, waits bool
+	mode        xdp.Mode
+	warnings    []string
 	// holds is false where no filter on a veth holds the container; loophole says why.
 	holds    bool
 	loophole string
 }
 
 // wanted is what c asks for; false where it asks for nothing.
-func wanted(c docker.Container) (want, bool) {
+func wanted(c docker.Container, k known) (want, bool) {
 	stack, asks, warnings, err := Stack(c.Labels, c.ImageLabels, c.ImageKnown)
 	if !asks {
 		return want{}, false
 	}
-	w := want{policy: StackText(stack), mode: xdp.Auto, warnings: warnings, holds: true}
+	w := want{policy: StackText(stack), live: stack.Live(), mode: xdp.Auto, warnings: warnings, holds: true}
 	if err == nil {
-		w.tables, err = xdp.Compile(stack)
+		w.tables, err = xdp.Compile(k.groups.Resolve(stack))
 	}
-	if err != nil {
+	switch {
+	case err != nil:
 		w.tables, w.problem = nil, oneLine(err)
+	case w.live && k.missing != "":
+		w.tables, w.waits, w.problem = nil, true, "who is in its groups is not known: "+k.missing
+	}
+	if k.outside && asksDNS(stack) {
+		w.warnings = append(w.warnings, "a resolver of the host is on its loopback: the engine asks it from the host, and no rule sees these queries; docker run --dns ADDRESS avoids it")
 	}
 	for _, s := range stack {
 		if s.Policy.Hook != policy.HookAuto {
@@ -46,6 +54,13 @@ func wanted(c docker.Container) (want, bool) {
 		w.warnings = append(w.warnings, w.loophole)
 	}
 	return w, true
+}
+
+// asksDNS reports whether a rule names dns.
+func asksDNS(s policy.Stack) bool {
+	return slices.ContainsFunc(s, func(source policy.Source) bool {
+		return slices.ContainsFunc(source.Policy.Rules, func(r policy.Rule) bool { return r.Match.What.Kind == policy.DNS })
+	})
 }
 
 // StackText is the canonical text of a stack: that of its only source, or each with its origin.

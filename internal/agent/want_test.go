@@ -62,7 +62,7 @@ func TestWanted(t *testing.T) {
 	} {
 		c := box(1, true, "xdp.drop=udp")
 		tc.change(&c)
-		w, asks := wanted(c)
+		w, asks := wanted(c, known{})
 		if asks != tc.asks || w.policy != tc.policy || w.mode != tc.mode || w.holds != tc.holds || (w.tables != nil) != tc.open {
 			t.Errorf("%s: %+v, asks %t", tc.name, w, asks)
 		}

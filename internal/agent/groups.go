@@ -1,0 +1,222 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/vethwall/vethwall/docker"
+	"github.com/vethwall/vethwall/policy"
+	"github.com/vethwall/vethwall/xdp"
+)
+
+// surroundings are what the groups of labels are made of, as far as it is known.
+type surroundings struct {
+	networks map[string]docker.Network // by id; nil until Docker has listed them
+	host     *host                     // nil until it could be read
+}
+
+// host is what the host says of itself.
+type host struct {
+	addrs     []netip.Addr
+	onLink    []netip.Prefix
+	resolvers []netip.Addr
+}
+
+// known is what is known of the groups of one container.
+type known struct {
+	groups policy.Groups
+	// missing says what is not known yet, "" for nothing. There are no groups then.
+	missing string
+	// outside: the engine asks a resolver on the host's loopback in the container's place.
+	outside bool
+}
+
+func (k known) equal(other known) bool {
+	return k.missing == other.missing && k.outside == other.outside && k.groups.Equal(other.groups)
+}
+
+// of is what is known for c.
+func (s surroundings) of(c docker.Container) known {
+	switch {
+	case s.networks == nil:
+		return known{missing: "Docker has not listed its networks yet"}
+	case s.host == nil:
+		return known{missing: "the host's addresses could not be read yet"}
+	}
+	g := policy.Groups{Host: s.host.addrs, OnLink: s.host.onLink}
+	for _, n := range s.networks {
+		g.Networks = append(g.Networks, n.Subnets...)
+	}
+	for _, e := range c.Networks {
+		n, listed := s.networks[e.NetworkID]
+		if !listed && e.NetworkID != "" {
+			return known{missing: fmt.Sprintf("Docker has not listed network %s yet", e.Network)}
+		}
+		g.Neighbors = append(g.Neighbors, n.Subnets...)
+		g.Gateways = slices.Concat(g.Gateways, n.Gateways, e.Gateways)
+	}
+	resolvers, outside := s.resolvers(c)
+	g.Networks, g.Neighbors = sorted(g.Networks, netip.Prefix.Compare), sorted(g.Neighbors, netip.Prefix.Compare)
+	g.Gateways, g.Resolvers = sorted(g.Gateways, netip.Addr.Compare), sorted(resolvers, netip.Addr.Compare)
+	return known{groups: g, outside: outside}
+}
+
+// lacks reports whether c is in a network that Docker has not listed.
+func (s surroundings) lacks(c docker.Container) bool {
+	return slices.ContainsFunc(c.Networks, func(e docker.Endpoint) bool {
+		_, listed := s.networks[e.NetworkID]
+		return !listed && e.NetworkID != ""
+	})
+}
+
+func sorted[T comparable](in []T, compare func(a, b T) int) []T {
+	return slices.Compact(slices.SortedFunc(slices.Values(in), compare))
+}
+
+// dockersOwn are the resolvers that Docker gives to a container on its default network when the host has none but
+// on its loopback.
+var dockersOwn = []netip.Addr{
+	netip.MustParseAddr("8.8.8.8"), netip.MustParseAddr("8.8.4.4"),
+	netip.MustParseAddr("2001:4860:4860::8888"), netip.MustParseAddr("2001:4860:4860::8844"),
+}
+
+// resolvers are those that c asks by its veths: those of docker run --dns, else the host's. The container's own
+// resolv.conf says nothing, because the container writes it. outside is true where the engine asks others for it.
+func (s surroundings) resolvers(c docker.Container) (out []netip.Addr, outside bool) {
+	all := s.host.resolvers
+	if len(c.DNS) > 0 {
+		all = nil
+		for _, text := range c.DNS {
+			if a, err := netip.ParseAddr(text); err == nil {
+				all = append(all, a.Unmap().WithZone(""))
+			}
+		}
+	}
+	for _, a := range all {
+		if !a.IsLoopback() {
+			out = append(out, a)
+		}
+	}
+	onDefault := c.NetworkMode == "default" || c.NetworkMode == "bridge"
+	if len(out) == 0 && onDefault && len(c.DNS) == 0 {
+		out = dockersOwn
+	}
+	return out, !onDefault && len(out) < len(all)
+}
+
+// The files that name the host's resolvers. Of a host whose first file names systemd's stub alone, Docker reads
+// the second.
+const (
+	resolvConf        = "/etc/resolv.conf"
+	resolvConfSystemd = "/run/systemd/resolve/resolv.conf"
+)
+
+var systemdStub = netip.MustParseAddr("127.0.0.53")
+
+// readHost reads what groups need of the host.
+func readHost() (*host, error) {
+	addrs, onLink, err := xdp.HostAddresses()
+	if err != nil {
+		return nil, err
+	}
+	// A host without the file has no resolvers.
+	text, _ := os.ReadFile(resolvConf)
+	resolvers := nameservers(string(text))
+	if slices.Equal(resolvers, []netip.Addr{systemdStub}) {
+		text, _ = os.ReadFile(resolvConfSystemd)
+		resolvers = append(resolvers, nameservers(string(text))...)
+	}
+	return &host{addrs, onLink, resolvers}, nil
+}
+
+// nameservers are those that a resolv.conf names.
+func nameservers(text string) (out []netip.Addr) {
+	for line := range strings.Lines(text) {
+		if f := strings.Fields(line); len(f) > 1 && f[0] == "nameserver" {
+			if a, err := netip.ParseAddr(f[1]); err == nil {
+				out = append(out, a.Unmap().WithZone(""))
+			}
+		}
+	}
+	return out
+}
+
+// lookAround reads the host anew where a container needs it.
+func (a *agent) lookAround() {
+	needed := func(c *container) bool { return c.inspected && c.want.live }
+	if !a.hostStale || !slices.ContainsFunc(slices.Collect(maps.Values(a.containers)), needed) {
+		return
+	}
+	h, err := a.readHost()
+	a.complain(&a.hostTrouble, err, "cannot read the host's addresses; trying again")
+	if err == nil {
+		a.around.host, a.hostStale = h, false
+	}
+}
+
+// askNetworks asks for the networks beside the loop.
+func (a *agent) askNetworks() {
+	s := a.session
+	switch {
+	case s == nil:
+		return
+	case s.askingNetworks:
+		s.networksAgain = true
+		return
+	}
+	s.askingNetworks, s.networksAgain = true, false
+	a.beside.Go(func() {
+		ctx, cancel := context.WithTimeout(s.ctx, answerTimeout)
+		defer cancel()
+		networks, err := s.Networks(ctx)
+		a.tell(func() {
+			if s.askingNetworks = false; a.session != s {
+				return
+			}
+			a.complain(&s.networksTrouble, err, "cannot list networks; trying again")
+			switch {
+			case err == nil:
+				a.learnNetworks(networks)
+			case !s.networksLater:
+				s.networksLater = true
+				a.later(s, func() { s.networksLater = false; a.askNetworks() })
+			}
+			if s.networksAgain {
+				a.askNetworks()
+			}
+		})
+	})
+}
+
+// learnNetworks takes in the list of networks.
+func (a *agent) learnNetworks(networks []docker.Network) {
+	byID := make(map[string]docker.Network, len(networks))
+	for _, n := range networks {
+		byID[n.ID] = n
+	}
+	same := func(a, b docker.Network) bool {
+		return slices.Equal(a.Subnets, b.Subnets) && slices.Equal(a.Gateways, b.Gateways)
+	}
+	if a.around.networks == nil || !maps.EqualFunc(a.around.networks, byID, same) {
+		a.around.networks = byID
+		a.everythingDirty()
+	}
+}
+
+// filtered is what the record says of a device that has a filter, or is closed by one. One that was not in the same
+// network then has joined it since, and its filter was made without that.
+func (a *agent) filtered(c *container, now Interface) (Interface, bool) {
+	r, err := ParseRecord([]byte(c.saved))
+	n := slices.IndexFunc(r.Interfaces, func(i Interface) bool {
+		return i.Ifindex == now.Ifindex && i.Network == now.Network && i.State != Pending
+	})
+	if err != nil || n < 0 || !slices.Contains(a.kernel.Devices(), now.Ifindex) {
+		return Interface{}, false
+	}
+	return r.Interfaces[n], true
+}

@@ -1,0 +1,193 @@
+package agent
+
+import (
+	"errors"
+	"net/netip"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+
+	"github.com/vethwall/vethwall/docker"
+	"github.com/vethwall/vethwall/policy"
+	"github.com/vethwall/vethwall/xdp"
+)
+
+// netOf is the network that box is in, with a subnet.
+func netOf(subnet, gateway string) docker.Network {
+	return docker.Network{ID: strings.Repeat("b", 64), Name: "bridge", Driver: "bridge",
+		Subnets: []netip.Prefix{netip.MustParsePrefix(subnet)}, Gateways: []netip.Addr{netip.MustParseAddr(gateway)}}
+}
+
+func addrsOf(texts ...string) (out []netip.Addr) {
+	for _, s := range texts {
+		out = append(out, netip.MustParseAddr(s))
+	}
+	return out
+}
+
+// groups checks what the policy on a device was compiled of.
+func (r *rig) groups(c docker.Container, g policy.Groups) {
+	r.t.Helper()
+	s, _, _, err := Stack(c.Labels, nil, true)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	want, err := xdp.Compile(g.Resolve(s))
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	r.kernel.mu.Lock()
+	defer r.kernel.mu.Unlock()
+	if !reflect.DeepEqual(r.kernel.tables[pidOf(c)], want) {
+		r.t.Errorf("%s has not the policy of %+v", c.Name, g)
+	}
+}
+
+func (r *rig) networksAre(networks ...docker.Network) {
+	r.engine.set(func() { r.engine.networks = networks })
+	r.engine.emit(docker.ActionNetworks, "")
+	synctest.Wait()
+}
+
+func TestGroupsAreFollowed(t *testing.T) {
+	c := box(10, true, "xdp.egress.allow=neighbors,host,dns")
+	inTime(t, []docker.Container{c}, func(r *rig) {
+		r.engine.networks = []docker.Network{netOf("192.0.2.0/24", "192.0.2.1")}
+		r.kernel.host = &host{addrs: addrsOf("198.51.100.1"), resolvers: addrsOf("203.0.113.53")}
+	}, func(r *rig) {
+		g := policy.Groups{Host: addrsOf("198.51.100.1"), Neighbors: netOf("192.0.2.0/24", "192.0.2.1").Subnets,
+			Gateways: addrsOf("192.0.2.1"), Resolvers: addrsOf("203.0.113.53")}
+		r.want(c, enforced10)
+		r.groups(c, g)
+
+		r.networksAre(netOf("192.0.2.0/25", "192.0.2.1"))
+		g.Neighbors = netOf("192.0.2.0/25", "192.0.2.1").Subnets
+		r.groups(c, g)
+
+		r.kernel.set(func() { r.kernel.host = &host{addrs: addrsOf("198.51.100.2"), resolvers: addrsOf("203.0.113.54")} })
+		r.ring()
+		g.Host, g.Resolvers = addrsOf("198.51.100.2"), addrsOf("203.0.113.54")
+		r.groups(c, g)
+
+		// An event that was lost.
+		r.engine.set(func() { r.engine.networks = []docker.Network{netOf("192.0.2.0/26", "192.0.2.1")} })
+		r.after(resync)
+		g.Neighbors = netOf("192.0.2.0/26", "192.0.2.1").Subnets
+		r.groups(c, g)
+		r.want(c, enforced10)
+	})
+}
+
+// Nobody passes by a group that is not known; who asks for none is not held up.
+func TestGroupsNotKnown(t *testing.T) {
+	const closed = "quarantined [bridge quarantined 10:closed]"
+	for name, tc := range map[string]struct{ spoil, mend func(*rig) }{
+		"networks": {
+			func(r *rig) { r.engine.broken["networks"] = errors.New("no") },
+			func(r *rig) { delete(r.engine.broken, "networks") },
+		},
+		"one network": {
+			func(r *rig) { r.engine.networks = []docker.Network{} },
+			func(r *rig) { r.engine.networks = []docker.Network{netOf("192.0.2.0/24", "192.0.2.1")} },
+		},
+		"host": {
+			func(r *rig) { r.kernel.set(func() { r.kernel.fail["host"] = errors.New("no") }) },
+			func(r *rig) { r.kernel.set(func() { delete(r.kernel.fail, "host") }) },
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c, other := box(10, true, "xdp.drop=neighbors"), box(20, true, "xdp.drop=udp")
+			inTime(t, []docker.Container{c, other}, func(r *rig) {
+				r.engine.networks = []docker.Network{netOf("192.0.2.0/24", "192.0.2.1")}
+				tc.spoil(r)
+			}, func(r *rig) {
+				r.want(c, closed)
+				r.want(other, "enforced [bridge enforced 20:open]")
+				if got := r.kernel.record(c.ID).Error; !strings.Contains(got, "who is in its groups is not known") {
+					t.Errorf("error %q", got)
+				}
+				r.engine.set(func() { tc.mend(r) })
+				r.after(resync)
+				r.want(c, enforced10)
+				if got := r.kernel.record(c.ID).Error; got != "" {
+					t.Errorf("error %q", got)
+				}
+			})
+		})
+	}
+}
+
+// What is in force stays so until groups are known, for the next agent and for a container that joins a network.
+func TestGroupsNotKnownAnyMore(t *testing.T) {
+	c := box(10, true, "xdp.drop=neighbors")
+	inTime(t, []docker.Container{c}, func(r *rig) {
+		r.engine.broken["networks"] = errors.New("no")
+		r.kernel.attached[10] = "open"
+		r.kernel.records[c.ID] = Record{ID: c.ID, State: Enforced, Interfaces: []Interface{{Network: "bridge", State: Enforced, Ifindex: 10}}}.encode()
+	}, func(r *rig) {
+		r.want(c, enforced10)
+		r.engine.set(func() {
+			delete(r.engine.broken, "networks")
+			r.engine.networks = []docker.Network{netOf("192.0.2.0/24", "192.0.2.1")}
+		})
+		r.after(resync)
+		r.groups(c, policy.Groups{Neighbors: netOf("192.0.2.0/24", "192.0.2.1").Subnets, Gateways: addrsOf("192.0.2.1")})
+
+		r.happens(joined(c, "new"), docker.ActionConnect)
+		r.want(c, "quarantined [bridge enforced 10:open] [new quarantined 11:closed]")
+		r.networksAre(netOf("192.0.2.0/24", "192.0.2.1"), docker.Network{ID: strings.Repeat("c", 64)})
+		r.want(c, "enforced [bridge enforced 10:open] [new enforced 11:open]")
+	})
+}
+
+func TestResolvers(t *testing.T) {
+	stub := []netip.Addr{systemdStub}
+	for name, tc := range map[string]struct {
+		host    []netip.Addr
+		dns     []string
+		mode    string
+		want    []netip.Addr
+		outside bool
+	}{
+		"the host's":                   {addrsOf("192.0.2.53", "2001:db8::53"), nil, "shop", addrsOf("192.0.2.53", "2001:db8::53"), false},
+		"its own":                      {addrsOf("192.0.2.53"), []string{"198.51.100.53", "x", "::ffff:198.51.100.54"}, "shop", addrsOf("198.51.100.53", "198.51.100.54"), false},
+		"on the host's loopback":       {stub, nil, "shop", nil, true},
+		"one of them there":            {append(addrsOf("192.0.2.53"), stub...), nil, "shop", addrsOf("192.0.2.53"), true},
+		"its own on loopback":          {addrsOf("192.0.2.53"), []string{"127.0.0.1"}, "shop", nil, true},
+		"loopback and Docker's own":    {stub, nil, "default", dockersOwn, false},
+		"loopback beside another":      {append(addrsOf("192.0.2.53"), stub...), nil, "bridge", addrsOf("192.0.2.53"), false},
+		"no resolver":                  {nil, nil, "shop", nil, false},
+		"the default network, its own": {stub, []string{"198.51.100.53"}, "bridge", addrsOf("198.51.100.53"), false},
+	} {
+		s := surroundings{host: &host{resolvers: tc.host}}
+		got, outside := s.resolvers(docker.Container{DNS: tc.dns, NetworkMode: tc.mode})
+		if !slices.Equal(got, tc.want) || outside != tc.outside {
+			t.Errorf("%s: %v %t", name, got, outside)
+		}
+	}
+	got := nameservers("# nameserver 192.0.2.1\nsearch x\nnameserver\t192.0.2.53 # x\nnameserver fe80::1%eth0\nnameserver\nnameserver x")
+	if !slices.Equal(got, addrsOf("192.0.2.53", "fe80::1")) {
+		t.Error(got)
+	}
+}
+
+func TestWantedOfGroups(t *testing.T) {
+	for _, tc := range []struct {
+		label       string
+		k           known
+		open, warns bool
+	}{
+		{"xdp.egress.drop=dns", known{}, true, false},
+		{"xdp.egress.drop=dns", known{outside: true}, true, true},
+		{"xdp.drop=udp", known{outside: true}, true, false},
+		{"xdp.egress.drop=dns", known{missing: "all"}, false, false},
+		{"xdp.drop=udp,multicast,metadata", known{missing: "all"}, true, false},
+	} {
+		w, _ := wanted(box(1, true, tc.label), tc.k)
+		if (w.tables != nil) != tc.open || w.waits == tc.open || slices.ContainsFunc(w.warnings, func(s string) bool { return strings.Contains(s, "loopback") }) != tc.warns {
+			t.Errorf("%s %+v: %+v", tc.label, tc.k, w)
+		}
+	}
+}

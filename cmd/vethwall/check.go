@@ -134,7 +134,7 @@ func judgeLabels(c docker.Container) report {
 	}
 	r.Policy = strings.Join(texts, "; ")
 	if err == nil {
-		_, err = xdp.Compile(stack)
+		_, err = xdp.Compile(policy.Groups{}.Resolve(stack)) // who is in the groups now plays no part
 	}
 	for _, e := range unjoin(err) {
 		r.Errors = append(r.Errors, reportError(e))

@@ -172,7 +172,7 @@ func TestEngineEnds(t *testing.T) {
 					f.blocked(t)
 				} else {
 					await(t, v, f.c.Name, "is filtered on a new veth", func(s agent.ContainerStatus) bool {
-						return len(s.Interfaces) == 1 && s.Interfaces[0].Ifindex != before.Interfaces[0].Ifindex && len(s.Interfaces[0].Hooks) == 1
+						return filtered(s) && len(s.Interfaces) == 1 && s.Interfaces[0].Ifindex != before.Interfaces[0].Ifindex
 					})
 					tr.shows(t, f.c, deniedUDP, allowedUDP)
 				}

@@ -25,7 +25,7 @@ func twoSinks(t *testing.T, v *enginetest.Vethwall, image string) (network strin
 	for name, addrs := range map[string][2]string{"A": {addrA4, addrA6}, "B": {addrB4, addrB6}} {
 		c := v.Serve(image, "sink-"+strings.ToLower(name), []string{"--network", network, "--ip", addrs[0], "--ip6", addrs[1]},
 			"53/udp", "54/udp", "25/tcp", "443/tcp")
-		tr.sinks[name] = sink{c, c.Addr(network, 4), c.Addr(network, 6)}
+		tr.sinks[name] = sink{Container: c, v4: c.Addr(network, 4), v6: c.Addr(network, 6)}
 	}
 	tr.marker = v.Start(image, "free", []string{"--network", network})
 	return network, tr
@@ -63,13 +63,19 @@ func TestFilter(t *testing.T) {
 		{name: "egress", labels: []string{"xdp.egress.drop=udp"}, denied: []string{"53/udp@A", "54/udp@A", "53/udp@A6", "53/udp@B"}},
 		{name: "native", labels: []string{"xdp.egress.drop=53/udp", "xdp.hook=native"}, denied: []string{"53/udp@A", "53/udp@A6", "53/udp@B"}, mode: "native"},
 		{name: "generic", labels: []string{"xdp.egress.drop=53/udp", "xdp.hook=generic"}, denied: []string{"53/udp@A", "53/udp@A6", "53/udp@B"}, mode: "generic"},
+		{name: "tcx", labels: []string{"xdp.egress.drop=53/udp", "xdp.hook=tcx"}, denied: []string{"53/udp@A", "53/udp@A6", "53/udp@B"}, mode: "tcx"},
 		{name: "enable alone", labels: []string{"xdp.enable=yes"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			c := v.With(t).Start(image, "c-"+strings.ReplaceAll(tc.name, " ", "-"), labelled(network, tc.labels...))
 			s := awaitFilter(t, v, c.Name, 1)
-			if i := s.Interfaces[0]; i.Network != network || len(i.Hooks) != 1 || tc.mode != "" && i.Hooks[0].Mode != tc.mode {
-				t.Errorf("interface %+v, want one %s hook in network %s", i, tc.mode, network)
+			// What passes both ways unread needs no hook for what is received.
+			hooks := 2
+			if len(tc.labels) == 1 && tc.labels[0] == "xdp.enable=yes" {
+				hooks = 1
+			}
+			if i := s.Interfaces[0]; i.Network != network || len(i.Hooks) != hooks || tc.mode != "" && i.Hooks[0].Mode != tc.mode {
+				t.Errorf("interface %+v, want %d hooks, the first %s, in network %s", i, hooks, tc.mode, network)
 			}
 			before := drops(s)
 			tr.shows(t, c, tc.denied, without(everything, tc.denied))
@@ -110,7 +116,7 @@ func labelled(network string, labels ...string) []string {
 }
 
 // without is all that is not in some.
-func without(all, some []string) (out []string) {
+func without[T comparable](all, some []T) (out []T) {
 	for _, a := range all {
 		if !slices.Contains(some, a) {
 			out = append(out, a)

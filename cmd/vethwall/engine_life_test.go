@@ -10,6 +10,7 @@ import (
 
 	"github.com/vethwall/vethwall/internal/agent"
 	"github.com/vethwall/vethwall/internal/enginetest"
+	"github.com/vethwall/vethwall/xdp"
 )
 
 // dropUDP is what xdp.drop=udp denies and allows at sink A.
@@ -35,7 +36,7 @@ func TestLife(t *testing.T) {
 		before := awaitFilter(t, v, c.Name, 1)
 		v.With(t).Run("restart", c.ID)
 		after := await(t, v, c.Name, "is filtered on another veth", func(s agent.ContainerStatus) bool {
-			return len(s.Interfaces) == 1 && s.Interfaces[0].Ifindex != before.Interfaces[0].Ifindex && len(s.Interfaces[0].Hooks) == 1
+			return filtered(s) && len(s.Interfaces) == 1 && s.Interfaces[0].Ifindex != before.Interfaces[0].Ifindex
 		})
 		if slices.Equal(linkIDs(before), linkIDs(after)) {
 			t.Errorf("the link is that of the veth that is gone: %+v", after)
@@ -169,7 +170,9 @@ func settled(t *testing.T, v *enginetest.Vethwall) {
 				return fmt.Errorf("%s does not run: %+v", c.Name, c)
 			}
 			for _, i := range c.Interfaces {
-				want = append(want, fmt.Sprintf("%d-xdp", i.Ifindex))
+				for _, h := range i.Hooks {
+					want = append(want, fmt.Sprintf("%d-%s", i.Ifindex, pinOf(h)))
+				}
 			}
 		}
 		if have := pins(t, v); !slices.Equal(have, slices.Sorted(slices.Values(want))) {
@@ -177,6 +180,19 @@ func settled(t *testing.T, v *enginetest.Vethwall) {
 		}
 		return nil
 	})
+}
+
+// pinOf is what the name of a hook's pin ends with.
+func pinOf(h xdp.Hook) string {
+	switch {
+	case h.ByHand != "":
+		return "byhand"
+	case h.Direction == "ingress":
+		return "received"
+	case h.Type == "xdp":
+		return "xdp"
+	}
+	return "sent"
 }
 
 // pins are the names of the pinned links, in order.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"net"
@@ -57,8 +58,12 @@ func await(t *testing.T, v *enginetest.Vethwall, name, what string, ok func(agen
 func awaitFilter(t *testing.T, v *enginetest.Vethwall, name string, n int) agent.ContainerStatus {
 	t.Helper()
 	return await(t, v, name, "is filtered", func(s agent.ContainerStatus) bool {
-		return (s.State == agent.Enforced || s.State == agent.Late) && len(s.Interfaces) == n
+		return filtered(s) && len(s.Interfaces) == n
 	})
+}
+
+func filtered(s agent.ContainerStatus) bool {
+	return s.State == agent.Enforced || s.State == agent.Late
 }
 
 // linkIDs are the ids of all links of a container, which live as long as their filters.
@@ -84,6 +89,8 @@ func drops(s agent.ContainerStatus) (n uint64) {
 type sink struct {
 	*enginetest.Container
 	v4, v6 netip.Addr
+	// open is the way by which the marker gets there, 443/tcp unless it says another.
+	open string
 }
 
 // traffic sends from containers to sinks by ways. A way is written "53/udp@A" or "ping@A", with a 6 at its
@@ -118,7 +125,7 @@ func (tr *traffic) shows(t *testing.T, from *enginetest.Container, denied, allow
 	for _, way := range denied {
 		_, name, six := tr.parse(way)
 		if arrived[name] == nil {
-			mark := tr.commands([]string{"443/tcp@" + name + six}, func(string) string { return text("marker") }, "5s")
+			mark := tr.commands([]string{cmp.Or(tr.sinks[name].open, "443/tcp") + "@" + name + six}, func(string) string { return text("marker") }, "5s")
 			if err := tr.marker.With(tr.v.Docker.With(t)).DoMany(mark...)[0]; err != nil {
 				t.Fatalf("the marker does not arrive at %s: %v", name, err)
 			}

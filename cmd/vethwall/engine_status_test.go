@@ -33,13 +33,13 @@ func TestMachinesEngine(t *testing.T) {
 
 	t.Run("table", func(t *testing.T) {
 		line := strings.Fields(lineWith(v.MustAsk("status"), c.Name))
-		if len(line) != 9 || line[2] != "bridge" || !strings.HasPrefix(line[3], "veth") || line[4] != "xdp" || line[5] != "generic" || line[7] != "6" || line[8] != "xdp.drop=udp" {
+		if len(line) != 11 || line[2] != "bridge" || !strings.HasPrefix(line[3], "veth") || strings.Join(line[4:8], " ") != "xdp generic + tcx" || line[9] != "6" || line[10] != "xdp.drop=udp" {
 			t.Errorf("line %q", line)
 		}
 		if all := v.MustAsk("status", "--all"); lineWith(all, free.Name) == "" || lineWith(v.MustAsk("status"), free.Name) != "" {
 			t.Errorf("the free container belongs into --all alone: %s", all)
 		}
-		if text := v.MustAsk("status", c.ID[:12]); !strings.Contains(text, "dropped 6 packets") || !strings.Contains(text, "rule udp") || !strings.Contains(text, "what it receives is not judged") {
+		if text := v.MustAsk("status", c.ID[:12]); !strings.Contains(text, "dropped 6 packets") || !strings.Contains(text, "bytes, sent: rule udp") {
 			t.Errorf("status by id: %s", text)
 		}
 	})
@@ -112,11 +112,17 @@ func stableJSON(t *testing.T, text string, c *enginetest.Container) {
 	}
 	iface := keys(first(container["interfaces"]), "network", "state", "host_ifname", "host_ifindex", "hooks", "packets", "drops")
 	equal(iface, map[string]any{"network": "bridge"})
-	hook := keys(first(iface["hooks"]), "direction", "type", "mode", "program_id", "link_id")
-	equal(hook, map[string]any{"direction": "egress", "type": "xdp", "mode": "generic"})
+	hooks, _ := iface["hooks"].([]any)
+	if len(hooks) != 2 {
+		t.Fatalf("hooks are %v, want one for each direction", hooks)
+	}
+	sent := keys(hooks[0], "direction", "type", "mode", "program_id", "link_id")
+	equal(sent, map[string]any{"direction": "egress", "type": "xdp", "mode": "generic"})
+	received := keys(hooks[1], "direction", "type", "mode", "program_id", "link_id")
+	equal(received, map[string]any{"direction": "ingress", "type": "tcx", "mode": "tcx"})
 	packets := keys(iface["packets"], "passed", "dropped", "would_drop")
 	equal(packets, map[string]any{"dropped": 6.0, "would_drop": 0.0})
-	for _, n := range []any{iface["host_ifindex"], hook["program_id"], hook["link_id"], packets["passed"]} {
+	for _, n := range []any{iface["host_ifindex"], sent["program_id"], sent["link_id"], received["program_id"], received["link_id"], packets["passed"]} {
 		if n, _ := n.(float64); n <= 0 {
 			t.Errorf("a number is missing: %v", iface)
 		}

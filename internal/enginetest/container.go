@@ -104,7 +104,7 @@ func (c *Container) DoMany(commands ...[]string) []error {
 }
 
 // Arrival is a kind of thing that a serving container received, and how often. Text is the whole
-// datagram, or what came first on a TCP connection.
+// datagram, or what came in one piece on a TCP connection.
 type Arrival struct {
 	Proto string // "udp" or "tcp"
 	Port  uint16

@@ -6,6 +6,7 @@
 //	peer received                           print what serve, in the same network namespace, has received
 //	peer udp-send [flags] ADDR:PORT TEXT    send datagrams; with -echo wait for one to come back
 //	peer tcp-dial [flags] ADDR:PORT TEXT    connect, send, wait for the echo
+//	peer tcp-talk ADDR:PORT TEXT            connect once, and send and wait for the echo without end
 //	peer ping [flags] ADDR                  ICMP echo request, wait for the reply
 //	peer many COMMAND... -- COMMAND...      do several of the above at once; prints a JSON list of their
 //	                                        errors, "" for what worked
@@ -27,7 +28,7 @@ import (
 	"syscall"
 )
 
-var errUsage = errors.New("wrong usage; a command is one of sleep, serve, received, udp-send, tcp-dial, ping, many, loop-send")
+var errUsage = errors.New("wrong usage; a command is one of sleep, serve, received, udp-send, tcp-dial, tcp-talk, ping, many, loop-send")
 
 func main() {
 	if len(os.Args) == 4 && os.Args[1] == "loop-send" {
@@ -61,6 +62,8 @@ func run(args []string) error {
 		return udpSend(args)
 	case "tcp-dial":
 		return tcpDial(args)
+	case "tcp-talk":
+		return tcpTalk(args)
 	case "ping":
 		return ping(args)
 	case "many":

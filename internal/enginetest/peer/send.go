@@ -69,6 +69,28 @@ func tcpDial(args []string) error {
 	return readEcho(conn, *wait, f.Arg(1))
 }
 
+// tcpTalk never dials again: that it goes on means that its connection lives.
+func tcpTalk(args []string) error {
+	f := flag.NewFlagSet("tcp-talk", flag.ContinueOnError)
+	if err := parse(f, args, 2); err != nil {
+		return err
+	}
+	conn, err := net.DialTimeout("tcp", f.Arg(0), 10*time.Second)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = conn.Close() }()
+	for {
+		if _, err := conn.Write([]byte(f.Arg(1))); err != nil {
+			return err
+		}
+		if err := readEcho(conn, 30*time.Second, f.Arg(1)); err != nil {
+			return err
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
 func readEcho(conn net.Conn, wait time.Duration, want string) error {
 	_ = conn.SetReadDeadline(time.Now().Add(wait))
 	got := make([]byte, len(want))

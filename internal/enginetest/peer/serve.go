@@ -16,8 +16,8 @@ import (
 // packet filter sees.
 const door = "@vethwall-peer"
 
-// arrival is a kind of thing received. For tcp, Text is what came first on a connection, and a
-// connection on which nothing came is counted with an empty Text.
+// arrival is a kind of thing received. For tcp, Text is what came in one piece, and a connection on
+// which nothing came is counted with an empty Text.
 type arrival struct {
 	Proto string     // "udp" or "tcp"
 	Port  uint16     // where it arrived
@@ -133,10 +133,16 @@ func (l *log) tcp(addr string) error {
 func (l *log) echo(conn net.Conn) {
 	defer func() { _ = conn.Close() }()
 	buf := make([]byte, 1<<12)
-	n, _ := conn.Read(buf)
-	l.add("tcp", conn.LocalAddr(), conn.RemoteAddr(), buf[:n])
-	_, _ = conn.Write(buf[:n])
-	_, _ = io.Copy(conn, conn)
+	for first := true; ; first = false {
+		n, err := conn.Read(buf)
+		if n > 0 || first {
+			l.add("tcp", conn.LocalAddr(), conn.RemoteAddr(), buf[:n])
+		}
+		if err != nil {
+			return
+		}
+		_, _ = conn.Write(buf[:n])
+	}
 }
 
 func printReceived() error {

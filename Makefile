@@ -38,7 +38,7 @@ LDFLAGS = -s -w -X main.version=$(VERSION)
 PREFIX ?= /usr/local
 
 .DEFAULT_GOAL := help
-.PHONY: help build run test test-long bench generate lint format install clean
+.PHONY: help build run test test-long test-kernel bench generate lint format install clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | while IFS="$$(printf '\t')" read -r target what; do printf '%-10s %s\n' "$$target" "$$what"; done
@@ -55,6 +55,9 @@ TEST = $(GO) test -count=1 -p 1
 test: ## every test layer that this machine can run (root and a Docker engine: all of them)
 	$(GO) vet ./...
 	$(TEST) -timeout 10m ./...
+
+test-kernel: ## packet and link tests on Debian's kernel, in a virtual machine
+	PATH="$(dir $(GO)):$$PATH" hack/kernel.sh
 
 test-long: ## the same with more random cases, and for longer
 	VETHWALL_LONG=1 $(TEST) -timeout 60m ./...

@@ -13,6 +13,7 @@
 /* docs/packets.md says how a frame is read, and policy/frame.go is the same in Go. */
 
 #define MAX_VLAN_TAGS 2
+#define ND_USUAL 32 /* bytes of a neighbour solicitation or advertisement with one option */
 #define MAX_EXTENSION_HEADERS 8
 #define NEXTHDR_MOBILITY 135
 #define NEXTHDR_HIP 139
@@ -292,7 +293,8 @@ static __always_inline int is_extension(__u8 proto)
 /*
  * Neighbour discovery (RFC 4861: hop limit 255) and MLD (RFC 2710, RFC 3810: hop limit 1) are what makes
  * IPv6 work at all, so no rule applies. Only where they stay on the link: a peer or destination of
- * link scope, or, for neighbour discovery, one with the source's first 64 bits.
+ * link scope, or, for a solicitation or advertisement of the usual size, one with the source's first 64
+ * bits: who forges his source can still send as much past a closed policy.
  */
 static __always_inline int is_builtin6(const struct ipv6hdr *ip, struct cursor c, enum direction d)
 {
@@ -308,7 +310,8 @@ static __always_inline int is_builtin6(const struct ipv6hdr *ip, struct cursor c
 		return icmp[1] == 0 && ip->hop_limit == 255 &&
 		       ((peer[0] == 0xfe && (peer[1] & 0xc0) == 0x80) ||
 			(dst[0] == 0xff && dst[1] == 0x02) ||
-			(ip->daddr.s6_addr32[0] == ip->saddr.s6_addr32[0] &&
+			(type >= 135 && c.limit - offset(&c) <= ND_USUAL - 4 &&
+			 ip->daddr.s6_addr32[0] == ip->saddr.s6_addr32[0] &&
 			 ip->daddr.s6_addr32[1] == ip->saddr.s6_addr32[1]));
 	if ((type >= 130 && type <= 132) || type == 143)
 		return ip->hop_limit == 1 && dst[0] == 0xff;

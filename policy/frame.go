@@ -300,7 +300,10 @@ func (p packet) onLink(dir Direction) bool {
 	case dst[0] == 0xff && dst[1] == 0x02: // ff02::/16
 		return true
 	}
-	return [8]byte(src[:8]) == [8]byte(dst[:8])
+	// A solicitation or advertisement with one option; who forges his source can still send as much past a
+	// closed policy.
+	const usual = 32
+	return p.icmp[0] >= 135 && len(p.icmp) <= usual && [8]byte(src[:8]) == [8]byte(dst[:8])
 }
 
 // isError reports whether p was read as an ICMP error.

@@ -43,7 +43,7 @@ func clsactParent(id hookID) uint32 {
 	return netlink.HANDLE_MIN_EGRESS
 }
 
-func clsactFind(id hookID) (netlink.Filter, bool) {
+func clsactFind(id hookID) (*netlink.BpfFilter, bool) {
 	l, err := netlink.LinkByIndex(id.ifindex)
 	if err != nil {
 		return nil, false
@@ -54,7 +54,7 @@ func clsactFind(id hookID) (netlink.Filter, bool) {
 	}
 	for _, f := range filters {
 		if b, ok := f.(*netlink.BpfFilter); ok && b.Name == clsactName {
-			return f, true
+			return b, true
 		}
 	}
 	return nil, false

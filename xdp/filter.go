@@ -99,6 +99,29 @@ func (f *Filter) Close() {
 	_ = f.lock.Close()
 }
 
+// repin gives maps their pins back, which status and the next agent look for.
+func (f *Filter) repin() error {
+	spec, err := loadFilter()
+	if err != nil {
+		return err
+	}
+	dir := mapsDir(f.dir, spec)
+	var errs []error
+	for name, m := range map[string]*ebpf.Map{
+		"answered": f.objs.Answered, "containers": f.objs.Containers, "counters": f.objs.Counters,
+		"device_overflow": f.objs.DeviceOverflow, "devices": f.objs.Devices, "fragments": f.objs.Fragments,
+		"nodes": f.objs.Nodes, "policies": f.objs.Policies, "states": f.objs.States, "unanswered": f.objs.Unanswered,
+	} {
+		path := filepath.Join(dir, name)
+		if _, err := os.Lstat(path); !errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		_ = m.Unpin() // the library believes that it is pinned
+		errs = append(errs, os.MkdirAll(dir, 0o700), m.Pin(path))
+	}
+	return errors.Join(errs...)
+}
+
 func (f *Filter) closeLinks() {
 	for _, l := range f.links {
 		_ = l.Close()

@@ -316,8 +316,11 @@ func (f *Filter) unhook(ifindex int) error {
 // Devices are the ifindexes that have a filter of ours or were set down by Shut.
 func (f *Filter) Devices() []int {
 	out := slices.Collect(maps.Keys(f.maps.devices))
+	for id := range f.links { // of an earlier version, whose maps are not ours
+		out = append(out, id.ifindex)
+	}
 	slices.Sort(out)
-	return out
+	return slices.Compact(out)
 }
 
 // Sweep removes what belongs to devices that are gone, and frees what has been unused for a while.
@@ -332,7 +335,7 @@ func (f *Filter) Sweep() error {
 		}
 	}
 	f.maps.free(time.Now())
-	return errors.Join(append(errs, f.maps.states.sweep())...)
+	return errors.Join(append(errs, f.maps.states.sweep(), f.repin())...)
 }
 
 // exists reports whether there is such a device; when the kernel does not say, there is.

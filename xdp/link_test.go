@@ -342,6 +342,9 @@ func fillTC(t *testing.T, ifindex int) {
 		must(t, err)
 		t.Cleanup(func() { p.Close() })
 		l, err := link.AttachTCX(link.TCXOptions{Interface: ifindex, Program: p, Attach: ebpf.AttachTCXIngress})
+		if errors.Is(err, ebpf.ErrNotSupported) {
+			t.Skip("clsact always has room")
+		}
 		if errors.Is(err, unix.ERANGE) {
 			return
 		}
@@ -397,14 +400,18 @@ func TestSweepFreesEverything(t *testing.T) {
 	v := n.veth("host1", "eth1")
 	must(t, f.Attach(n.host.Index, labelled(t, "xdp.drop=udp"), Generic))
 	must(t, f.Attach(v.Index, labelled(t, "xdp.drop=tcp,1-1000/udp@192.0.2.0/24"), Generic))
-	if got := pins(t, dir); len(got) != 4 {
+	pinsEach := 2
+	if f.noTCX {
+		pinsEach = 1
+	}
+	if got := pins(t, dir); len(got) != 2*pinsEach {
 		t.Errorf("pinned links %v", got)
 	}
 	l, err := netlink.LinkByIndex(v.Index)
 	must(t, err)
 	must(t, netlink.LinkDel(l))
 	must(t, f.Sweep())
-	if got := pins(t, dir); len(got) != 2 {
+	if got := pins(t, dir); len(got) != pinsEach {
 		t.Errorf("pinned links after the device went: %v", got)
 	}
 	if got := f.Devices(); len(got) != 1 || got[0] != n.host.Index {
@@ -598,7 +605,7 @@ func TestByHand(t *testing.T) {
 	defer r.Close()
 	d, err := r.Device(n.host.Index)
 	must(t, err)
-	if len(d.Hooks) != 3 || d.Hooks[2].ByHand == "" || d.Hooks[0].Type != "tcx" {
+	if len(d.Hooks) != 3 || d.Hooks[2].ByHand == "" || d.Hooks[0].Type == "xdp" {
 		t.Errorf("read back %+v", d.Hooks)
 	}
 	must(t, DetachByHand(dir, n.host.Index))

@@ -157,7 +157,14 @@ func (f *Filter) read(id hookID, mode string) (Hook, bool) {
 	l := f.live(id)
 	if l == nil {
 		h.Type, h.Mode = "tc", "clsact"
-		return h, (id.hook == hookSent || id.hook == hookReceived) && clsactHas(id)
+		if id.hook != hookSent && id.hook != hookReceived {
+			return h, false
+		}
+		filter, ok := clsactFind(id)
+		if ok {
+			h.ProgramID = uint32(filter.Id)
+		}
+		return h, ok
 	}
 	info, err := l.Info()
 	if err != nil {

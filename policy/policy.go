@@ -1,8 +1,8 @@
 // Package policy turns labels into rules and rules into verdicts.
 //
-// It is pure: it opens nothing, asks nobody and keeps no state, so that `vethwall check` needs no
-// privileges and the same code can be the specification that the programs in the kernel are tested
-// against. It will not resolve names, read files or know what Docker is.
+// It is pure: it opens nothing, asks nobody and keeps no state but what a caller hands it (Conversations), so that
+// `vethwall check` needs no privileges and the same code can be the specification that the programs in the
+// kernel are tested against. It will not resolve names, read files or know what Docker is.
 package policy
 
 import (

@@ -19,39 +19,40 @@ const (
 	addrHost2    = "10.9.8.1"
 )
 
-// outside are sinks in the places that groups tell apart: N a neighbour, H the host, and behind the host I the
+// places are sinks in the places that groups tell apart: N a neighbour, H the host, and behind the host I the
 // internet, L the local network, and R the resolver.
-func outside(t *testing.T, v *enginetest.Vethwall, image string) (network string, tr *traffic) {
+func places(t *testing.T, v *enginetest.Vethwall, image string) (network string, tr *traffic) {
 	t.Helper()
 	ports := []string{"53/udp", "443/tcp"}
 	network = v.Network("shop", "--subnet", subnet4, "--gateway", "192.0.2.1")
 	neighbor := v.Serve(image, "neighbor", []string{"--network", network}, ports...)
 	host := v.Serve(image, "host", []string{"--network", "host"}, ports...)
-	far := v.Serve(image, "far", []string{"--network", "none"}, ports...)
-	pid := v.Run("inspect", "--format", "{{.State.Pid}}", far.ID)
-	for _, line := range []string{
-		"ip link add out0 type veth peer name out1 netns " + pid,
-		"ip address add 198.51.100.1/30 dev out0",
-		"ip link set out0 up",
-		"nsenter --target " + pid + " --net ip address add " + addrResolver + "/30 dev out1",
-		"nsenter --target " + pid + " --net ip address add " + addrInternet + "/32 dev out1",
-		"nsenter --target " + pid + " --net ip address add " + addrLAN + "/32 dev out1",
-		"nsenter --target " + pid + " --net ip link set out1 up",
-		"nsenter --target " + pid + " --net ip route add default via 198.51.100.1",
-		"ip route add " + addrInternet + " via " + addrResolver,
-		"ip route add " + addrLAN + " via " + addrResolver,
-	} {
-		words := strings.Fields(line)
-		if out, err := v.Command(words[0], words[1:]...).CombinedOutput(); err != nil {
-			t.Fatalf("%s: %v: %s", line, err, out)
+	behind := func(name, addr, hostAddr string) sink {
+		c := v.Serve(image, name, []string{"--network", "none"}, ports...)
+		pid := v.Run("inspect", "--format", "{{.State.Pid}}", c.ID)
+		inside := "nsenter --target " + pid + " --net "
+		for _, line := range []string{
+			"ip link add " + name + " type veth peer name out netns " + pid,
+			"ip address add " + hostAddr + "/32 dev " + name,
+			"ip link set " + name + " up",
+			inside + "ip address add " + addr + "/32 dev out",
+			inside + "ip link set out up",
+			inside + "ip route add " + hostAddr + " dev out",
+			"ip route add " + addr + " via " + addr + " dev " + name + " onlink", // with a gateway: no neighbour of the host
+		} {
+			words := strings.Fields(line)
+			if out, err := v.Command(words[0], words[1:]...).CombinedOutput(); err != nil {
+				t.Fatalf("%s: %v: %s", line, err, out)
+			}
 		}
+		return sink{Container: c, v4: netip.MustParseAddr(addr)}
 	}
 	return network, &traffic{v: v, marker: v.Start(image, "free", []string{"--network", network}), sinks: map[string]sink{
 		"N": {Container: neighbor, v4: neighbor.Addr(network, 4)},
 		"H": {Container: host, v4: netip.MustParseAddr("192.0.2.1")},
-		"I": {Container: far, v4: netip.MustParseAddr(addrInternet)},
-		"L": {Container: far, v4: netip.MustParseAddr(addrLAN)},
-		"R": {Container: far, v4: netip.MustParseAddr(addrResolver)},
+		"I": behind("internet", addrInternet, "198.51.100.5"),
+		"L": behind("local", addrLAN, "198.51.100.6"),
+		"R": behind("resolver", addrResolver, "198.51.100.7"),
 	}}
 }
 
@@ -59,7 +60,7 @@ func TestGroups(t *testing.T) {
 	t.Parallel()
 	v := enginetest.Own(t).Install()
 	image := v.Image()
-	network, tr := outside(t, v, image)
+	network, tr := places(t, v, image)
 	v.StartAgent()
 
 	var everything []string
@@ -90,7 +91,7 @@ func TestGroups(t *testing.T) {
 		{"metadata", "xdp.drop=metadata", everything},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			c := start(t, tc.name, tc.label)
+			c := start(t, "c-"+tc.name, tc.label)
 			tr.shows(t, c, without(everything, tc.allowed), tc.allowed)
 			v.With(t).Run("rm", "--force", c.ID)
 		})
@@ -98,7 +99,7 @@ func TestGroups(t *testing.T) {
 
 	t.Run("followed", func(t *testing.T) {
 		c := start(t, "followed", "xdp.drop=host").With(v.Docker.With(t))
-		send := []string{"udp-send", "-echo", "300ms", addrHost2 + ":53", "text"}
+		send := []string{"tcp-dial", "-wait", "300ms", addrHost2 + ":443", "text"}
 		add := func(what string) {
 			if out, err := v.Command("ip", "address", what, addrHost2+"/32", "dev", "lo").CombinedOutput(); err != nil {
 				t.Fatalf("%v: %s", err, out)

@@ -15,6 +15,8 @@ import (
 	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/vethwall/vethwall/policy"
 )
 
 // ErrTaken is returned where somebody else's XDP program is in the way. It is never replaced.
@@ -311,6 +313,27 @@ func (f *Filter) unhook(ifindex int) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// Unseen is how many packets the other end of a veth has sent that no filter of ours has judged: those from before it came.
+// 0 also where nobody can tell.
+func (f *Filter) Unseen(ifindex int) uint64 {
+	l, err := netlink.LinkByIndex(ifindex)
+	if err != nil || l.Attrs().Statistics == nil {
+		return 0
+	}
+	counts, err := readCounts(f.objs.Counters, f.maps.devices[ifindex].Counters)
+	if err != nil {
+		return 0
+	}
+	judged := uint64(0)
+	for _, c := range counts {
+		// A rule's counter does not tell which way the packet went; it is never more than it says.
+		if c.Direction == policy.Egress {
+			judged += c.Packets
+		}
+	}
+	return max(l.Attrs().Statistics.RxPackets, judged) - judged
 }
 
 // Devices are the ifindexes that have a filter of ours or were set down by Shut.

@@ -122,7 +122,7 @@ func (r *Reader) Device(ifindex int) (Device, error) {
 		return d, nil
 	}
 	d.HasPolicy, d.Closed = true, entry.Policy == 0
-	d.Counts, err = r.counts(entry.Counters)
+	d.Counts, err = readCounts(r.maps.Counters, entry.Counters)
 	return d, err
 }
 
@@ -201,10 +201,10 @@ func (r *Reader) entry(ifindex int) (filterDevice, bool) {
 	return d, err == nil
 }
 
-// counts sums a counter block over all processors; what never happened is left out.
-func (r *Reader) counts(block uint16) ([]Count, error) {
+// readCounts sums a counter block over all processors; what never happened is left out.
+func readCounts(m *ebpf.Map, block uint16) ([]Count, error) {
 	var cpus []filterCounterBlock
-	if err := r.maps.Counters.Lookup(uint32(block), &cpus); err != nil {
+	if err := m.Lookup(uint32(block), &cpus); err != nil {
 		return nil, fmt.Errorf("read counters: %w", err)
 	}
 	var out []Count

@@ -15,8 +15,6 @@ type Veth struct {
 	Name  string
 	// Bridge is the name of the bridge that it is a port of, "" when of none.
 	Bridge string
-	// Received is how many packets the other end has sent.
-	Received uint64
 }
 
 // Veths are the veths of this network namespace by the namespace id (nsid) of their other ends.
@@ -41,11 +39,7 @@ func ListVeths() (Veths, error) {
 		if l.Type() != "veth" || a.NetNsID < 0 {
 			continue
 		}
-		v := Veth{Index: a.Index, Name: a.Name, Bridge: names[a.MasterIndex]}
-		if a.Statistics != nil {
-			v.Received = a.Statistics.RxPackets
-		}
-		out[a.NetNsID] = append(out[a.NetNsID], v)
+		out[a.NetNsID] = append(out[a.NetNsID], Veth{Index: a.Index, Name: a.Name, Bridge: names[a.MasterIndex]})
 	}
 	return out, nil
 }

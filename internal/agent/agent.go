@@ -45,6 +45,7 @@ type Engine interface {
 type kernel interface {
 	Attach(ifindex int, t *xdp.Tables, mode xdp.Mode, siblings ...int) error
 	Shut(ifindex int) (byFilter bool, err error)
+	Unseen(ifindex int) uint64
 	Devices() []int
 	ByHand(ifindex int) bool
 	Sweep() error
@@ -304,7 +305,7 @@ func (a *agent) enforce(c *container, veths namespaces) {
 		r.Rules, r.Receives = c.want.tables.Rules, c.want.tables.Receives
 	}
 	r.Interfaces = Obstacles(c.Container)
-	if unattachable(c.NetworkMode) == "" {
+	if !shares(c.NetworkMode) {
 		attached, known := a.interfaces(c, veths)
 		if !known {
 			return
@@ -332,7 +333,12 @@ func (a *agent) interfaces(c *container, veths namespaces) (out []Interface, kno
 		}
 		return []Interface{{Network: c.NetworkMode, State: Pending, Error: oneLine(err)}}, fresh
 	}
-	c.seen = true
+	if len(found) == 0 && c.seen { // it has ended, or left its last network: Docker knows
+		c.seen, c.stale = false, true
+		a.ask(c.ID)
+		return nil, false
+	}
+	c.seen = len(found) > 0
 	maps.DeleteFunc(c.late, func(ifindex int, _ uint64) bool {
 		return !slices.ContainsFunc(found, func(v xdp.Veth) bool { return v.Index == ifindex })
 	})
@@ -354,17 +360,20 @@ func (a *agent) interfaces(c *container, veths namespaces) (out []Interface, kno
 		out = append(out, i)
 	}
 	if len(found) == 0 {
-		out = unseen(c.Networks)
+		out = unseen(c.Container)
 	}
 	return out, true
 }
 
-// unseen are the networks of a container without any veth that should have one.
-func unseen(networks []docker.Endpoint) (out []Interface) {
-	for _, e := range networks {
+// unseen says of a container without any veth why that is, if Obstacles does not.
+func unseen(c docker.Container) (out []Interface) {
+	for _, e := range c.Networks {
 		if unfilteredDriver(e) == "" {
 			out = append(out, Interface{Network: e.Network, State: Pending, Error: "its veth is not seen from here: the agent has to run in the host's network; see vethwall doctor"})
 		}
+	}
+	if len(out) == 0 && len(Obstacles(c)) == 0 {
+		out = append(out, Interface{State: Unsupported, Error: noNetwork})
 	}
 	return out
 }
@@ -409,9 +418,11 @@ func (a *agent) attach(c *container, i *Interface, v xdp.Veth, siblings []int) e
 	if err := a.kernel.Attach(v.Index, c.want.tables, c.want.mode, siblings...); err != nil {
 		return a.shut(i, oneLine(err))
 	}
-	if !known && v.Received > 0 {
-		c.late[v.Index] = v.Received
-		a.log.Warn("the container had sent before its filter came", "container", c.Name, "id", short(c.ID), "veth", v.Name, "packets", v.Received)
+	if !known {
+		if n := a.kernel.Unseen(v.Index); n > 0 {
+			c.late[v.Index] = n
+			a.log.Warn("the container had sent before its filter came", "container", c.Name, "id", short(c.ID), "veth", v.Name, "packets", n)
+		}
 	}
 	if n := c.late[v.Index]; n > 0 {
 		i.State, i.Late = Late, n

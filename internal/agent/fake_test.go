@@ -33,6 +33,7 @@ type fakeKernel struct {
 	namespaces map[string][]xdp.Veth // path -> veths
 	attached   map[int]string        // ifindex -> "open", "closed" or "down"
 	byHand     map[int]bool
+	unseen     map[int]uint64 // packets sent before the filter came
 	records    map[string][]byte
 	host       *host
 	tables     map[int]*xdp.Tables // the last that were attached
@@ -43,7 +44,7 @@ type fakeKernel struct {
 
 func newFakeKernel() *fakeKernel {
 	return &fakeKernel{
-		namespaces: map[string][]xdp.Veth{}, attached: map[int]string{}, byHand: map[int]bool{},
+		namespaces: map[string][]xdp.Veth{}, attached: map[int]string{}, byHand: map[int]bool{}, unseen: map[int]uint64{},
 		records: map[string][]byte{}, fail: map[string]error{}, host: &host{}, tables: map[int]*xdp.Tables{},
 	}
 }
@@ -92,6 +93,12 @@ func (k *fakeKernel) Shut(ifindex int) (bool, error) {
 	}
 	k.attached[ifindex] = "closed"
 	return true, nil
+}
+
+func (k *fakeKernel) Unseen(ifindex int) uint64 {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.unseen[ifindex]
 }
 
 func (k *fakeKernel) Devices() []int {

@@ -482,7 +482,7 @@ func TestKernelErrorsAreRetried(t *testing.T) {
 
 func TestLate(t *testing.T) {
 	c := box(10, true, "xdp.drop=udp")
-	inTime(t, []docker.Container{c}, func(r *rig) { r.kernel.namespaces[c.SandboxKey][0].Received = 3 }, func(r *rig) {
+	inTime(t, []docker.Container{c}, func(r *rig) { r.kernel.unseen[10] = 3 }, func(r *rig) {
 		r.want(c, "late [bridge late 10:open]")
 		if got := r.kernel.record(c.ID).Interfaces[0].Late; got != 3 {
 			t.Errorf("%d packets", got)
@@ -513,7 +513,7 @@ func TestNextAgent(t *testing.T) {
 		}
 		r.kernel.records[strings.Repeat("d", 64)] = nil // damaged
 		r.kernel.attached[10] = "open"
-		r.kernel.namespaces[late.SandboxKey][0].Received = 1000
+		r.kernel.unseen[10] = 1000
 	}, func(r *rig) {
 		r.want(late, "late [bridge late 10:open]")
 		if got := r.kernel.record(late.ID).Interfaces[0].Late; got != 5 {
@@ -533,7 +533,16 @@ func TestNothingToAttachTo(t *testing.T) {
 	macvlan = joined(macvlan, "lan")
 	macvlan.Networks[1].Driver = "macvlan"
 	odd.SandboxKey = "host"
-	inTime(t, []docker.Container{host, none, joiner, macvlan, odd}, nil, func(r *rig) {
+	// Docker keeps the mode when such a container leaves its network and joins another.
+	left := box(60, true, "xdp.drop=udp")
+	left.NetworkMode = "none"
+	none.Networks = []docker.Endpoint{{Network: "none", NetworkID: strings.Repeat("d", 64), Driver: "null"}}
+	nowhere := box(70, true, "xdp.drop=udp")
+	nowhere.Networks = nil
+	inTime(t, []docker.Container{host, none, joiner, macvlan, odd, left, nowhere}, func(r *rig) {
+		r.kernel.namespaces[none.SandboxKey] = nil
+		r.kernel.namespaces[nowhere.SandboxKey] = nil
+	}, func(r *rig) {
 		for _, tc := range []struct {
 			c     docker.Container
 			state string
@@ -543,6 +552,8 @@ func TestNothingToAttachTo(t *testing.T) {
 			{none, "unsupported [none unsupported 0:]", "has no network"},
 			{joiner, "unsupported [container:" + host.ID + " unsupported 0:]", "shares the network of container 000a000a000a"},
 			{macvlan, "unsupported [lan unsupported 0:] [bridge enforced 40:open] [br-cccccccccccc enforced 41:open]", "is macvlan"},
+			{left, "enforced [bridge enforced 60:open]", ""},
+			{nowhere, "unsupported [ unsupported 0:]", "has no network"},
 			{odd, "unsupported [default unsupported 0:]", "own network namespace"},
 		} {
 			r.want(tc.c, tc.state)

@@ -87,9 +87,21 @@ func Loophole(c docker.Container) string {
 	return ""
 }
 
+const noNetwork = "the container has no network: there is nothing to filter"
+
 // Obstacles are the networks of a container that have nothing to attach to, and why, in words.
 func Obstacles(c docker.Container) []Interface {
-	if why := unattachable(c.NetworkMode); why != "" {
+	why := ""
+	owner, joined := strings.CutPrefix(c.NetworkMode, "container:")
+	switch {
+	case joined:
+		why = fmt.Sprintf("shares the network of container %.12s: only that container's labels hold", owner)
+	case c.NetworkMode == "host":
+		why = "shares the host's network: there is no veth to filter"
+	case c.NetworkMode == "none" && len(c.Networks) == 0:
+		why = noNetwork
+	}
+	if why != "" {
 		return []Interface{{Network: c.NetworkMode, State: Unsupported, Error: why}}
 	}
 	out := []Interface{}
@@ -101,25 +113,17 @@ func Obstacles(c docker.Container) []Interface {
 	return out
 }
 
-// unattachable says why there is nothing to attach to in a network mode, "" where there is.
-func unattachable(mode string) string {
-	owner, joined := strings.CutPrefix(mode, "container:")
-	switch {
-	case mode == "host":
-		return "shares the host's network: there is no veth to filter"
-	case mode == "none":
-		return "has no network: there is nothing to filter"
-	case joined:
-		return fmt.Sprintf("shares the network of container %.12s: only that container's labels hold", owner)
-	}
-	return ""
-}
+// shares reports whether a container has no network namespace of its own. What else its network mode says holds only until
+// it joins another network: Docker keeps the mode.
+func shares(mode string) bool { return mode == "host" || strings.HasPrefix(mode, "container:") }
 
 // unfilteredDriver says why a network has no veth of the host's, "" for one that has.
 func unfilteredDriver(e docker.Endpoint) string {
 	switch e.Driver {
 	case "bridge", "":
 		return ""
+	case "null":
+		return noNetwork
 	case "overlay":
 		return fmt.Sprintf("network %s is overlay, which keeps its veths in a namespace of its own: this version does not filter there", e.Network)
 	}

@@ -68,8 +68,11 @@ func Connect(ctx context.Context) (*Client, error) {
 		c.Close()
 		return nil, err
 	}
-	// An engine, or a socket proxy, that does not say is taken for one without user namespaces, as most are.
-	c.engine, _ = c.Info(ctx)
+	// The first question with a version in it: one that DOCKER_API_VERSION has wrong is refused here.
+	if c.engine, err = c.Info(ctx); err != nil {
+		c.Close()
+		return nil, fmt.Errorf("%w; check DOCKER_API_VERSION, and that a socket proxy allows GET /info", err)
+	}
 	return c, nil
 }
 

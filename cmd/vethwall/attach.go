@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -34,7 +35,7 @@ Objects without BTF, without a license and with any section name will do.`,
 		if err != nil {
 			return err
 		}
-		if err := refuseClosed(*dir, args[0]); err != nil {
+		if err := refuseClosed(*dir, veths); err != nil {
 			return err
 		}
 		program, err := xdp.LoadObject(args[1], *section)
@@ -105,13 +106,18 @@ func detachCommand(e *env) *cobra.Command {
 }
 
 // refuseClosed keeps a program from opening a container that must be closed.
-func refuseClosed(dir, name string) error {
+func refuseClosed(dir string, veths []xdp.Veth) error {
 	all, err := agent.Status(dir)
 	if err != nil {
 		return nil // nothing is closed where nothing is in the kernel
 	}
-	if c, ok := agent.Find(all, name); ok && c.State == agent.Quarantined {
-		return fmt.Errorf("container %s is closed: %s", name, c.Error)
+	for _, c := range all {
+		for _, i := range c.Interfaces {
+			// By device: Docker has many spellings for a container.
+			if i.State == agent.Quarantined && slices.ContainsFunc(veths, func(v xdp.Veth) bool { return v.Index == i.Ifindex }) {
+				return fmt.Errorf("container %s is closed: %s", c.Name, i.Error)
+			}
+		}
 	}
 	return nil
 }

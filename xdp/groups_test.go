@@ -76,7 +76,7 @@ func TestDifferentialGroups(t *testing.T) {
 		}
 		tables.Stateful = false // each frame alone
 		r.use(tables)
-		for i := range 3000 {
+		for i := range 600 {
 			h := hooks[i%len(hooks)]
 			frame := policytest.Frame(rnd, stack[0].Policy)
 			if !tcRuns(frame) {

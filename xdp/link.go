@@ -162,11 +162,14 @@ func (f *Filter) Attach(ifindex int, t *Tables, mode Mode, siblings ...int) erro
 	hooks := f.hooks(ifindex, t, mode)
 	fresh := !f.hooked(ifindex)
 	shut := fresh && f.maps.isShut(ifindex)
+	// Before the hooks: one that is brought from an earlier version's maps to ours finds its policy there.
+	first := t
 	if fresh {
 		// Closed until everything is in place; this is also what says that Shut has been here.
-		if err := f.maps.setPolicy(ifindex, Closed()); err != nil {
-			return err
-		}
+		first = Closed()
+	}
+	if err := f.maps.setPolicy(ifindex, first, siblings...); err != nil {
+		return err
 	}
 	for _, hook := range hooks {
 		if err := f.ensure(hookID{ifindex, hook}, mode); err != nil {

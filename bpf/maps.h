@@ -43,7 +43,7 @@ struct node {
 /*
  * What the rules say for one direction: roots of trees in nodes, 0 for none.
  * services maps a service key (packet.h) to a cell, or to a class of services. Only then the others
- * matter: peers4 and peers6 map an address to a class of peers, cells both classes to a cell.
+ * matter: peers4 and peers6 map an address to a cell or to a class of peers, cells both classes to a cell.
  * No services at all is a quarantine: nothing passes, not even ARP.
  */
 struct table {

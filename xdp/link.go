@@ -164,9 +164,8 @@ func (f *Filter) Attach(ifindex int, t *Tables, mode Mode, siblings ...int) erro
 	shut := fresh && f.maps.isShut(ifindex)
 	// Before the hooks: one that is brought from an earlier version's maps to ours finds its policy there.
 	first := t
-	if fresh {
-		// Closed until everything is in place; this is also what says that Shut has been here.
-		first = Closed()
+	if shut {
+		first = Closed() // what says that Shut has been here stays until the filter is complete
 	}
 	if err := f.maps.setPolicy(ifindex, first, siblings...); err != nil {
 		return err

@@ -161,6 +161,10 @@ func inspect(ctx context.Context, name string) (docker.Container, error) {
 		return docker.Container{}, err
 	}
 	defer d.Close()
+	return inspectWith(ctx, d, name)
+}
+
+func inspectWith(ctx context.Context, d *docker.Client, name string) (docker.Container, error) {
 	c, err := d.Inspect(ctx, name)
 	if errdefs.IsNotFound(err) {
 		return c, fmt.Errorf("no container %q: docker ps --all lists them", name)

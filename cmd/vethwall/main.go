@@ -20,6 +20,7 @@ var commands = []func(*env) *cobra.Command{
 	agentCommand,
 	statusCommand,
 	checkCommand,
+	explainCommand,
 	attachCommand,
 	detachCommand,
 	doctorCommand,

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -219,4 +220,26 @@ func (a *agent) filtered(c *container, now Interface) (Interface, bool) {
 		return Interface{}, false
 	}
 	return r.Interfaces[n], true
+}
+
+// GroupsOf are what the groups in the labels of c stand for now, asked for without an agent.
+func GroupsOf(ctx context.Context, e interface {
+	Networks(context.Context) ([]docker.Network, error)
+}, c docker.Container) (policy.Groups, error) {
+	networks, err := e.Networks(ctx)
+	if err != nil {
+		return policy.Groups{}, err
+	}
+	s := surroundings{networks: map[string]docker.Network{}}
+	for _, n := range networks {
+		s.networks[n.ID] = n
+	}
+	if s.host, err = readHost(); err != nil {
+		return policy.Groups{}, err
+	}
+	k := s.of(c)
+	if k.missing != "" {
+		return policy.Groups{}, errors.New(k.missing)
+	}
+	return k.groups, nil
 }

@@ -1,0 +1,130 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/vethwall/vethwall/docker"
+	"github.com/vethwall/vethwall/internal/agent"
+	"github.com/vethwall/vethwall/policy"
+)
+
+func explainCommand(e *env) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "explain CONTAINER | -l KEY=VALUE... egress|ingress WHAT@ADDRESS",
+		Short: "Say whether a conversation may be opened, and which rule says so; exit 1 if not",
+		Long: `Judges one conversation by the labels of a container, or by those given with -l: egress ones are opened by
+the container, ingress ones towards it. Ports are those that are opened, and the container's own, not
+published ones. With -l groups whose addresses only a host knows hold nobody.`,
+		Example: "  vethwall explain web egress 443/tcp@192.0.2.1\n  vethwall explain -l xdp.ingress.drop=22/tcp ingress 22/tcp@192.0.2.1",
+	}
+	given := cmd.Flags().StringArrayP("label", "l", nil, "a label, as docker run takes it; may be repeated, the last of equal keys counts")
+	out := outputFlag(cmd)
+	cmd.Args = func(_ *cobra.Command, args []string) error {
+		want := []string{"CONTAINER", "egress or ingress", "WHAT@ADDRESS"}
+		if len(*given) > 0 {
+			want = want[1:]
+		}
+		return exactArgs(want...)(nil, args)
+	}
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		asked := args[len(args)-1]
+		dir, err := direction(args[len(args)-2])
+		if err != nil {
+			return usageError(cmd, err)
+		}
+		match, err := policy.ParseMatch(asked)
+		if err != nil {
+			return usageError(cmd, err)
+		}
+		var stack policy.Stack
+		if len(*given) > 0 {
+			stack, err = givenStack(*given)
+		} else {
+			stack, err = containerStack(cmd.Context(), args[0])
+		}
+		if err != nil {
+			return err
+		}
+		x, err := stack.Explain(dir, match)
+		if err != nil {
+			return usageError(cmd, err)
+		}
+		return e.showExplanation(x, dir, asked, *out)
+	}
+	return cmd
+}
+
+func direction(s string) (policy.Direction, error) {
+	for _, d := range []policy.Direction{policy.Egress, policy.Ingress} {
+		if s == d.String() {
+			return d, nil
+		}
+	}
+	return 0, fmt.Errorf("%q is no direction, want egress or ingress", s)
+}
+
+// givenStack is what labels make where there is no host to tell what groups hold.
+func givenStack(given []string) (policy.Stack, error) {
+	labels, err := givenLabels(given)
+	if err != nil {
+		return nil, err
+	}
+	stack, _, _, err := agent.Stack(labels, nil, true)
+	if err != nil {
+		return nil, answerNo("the labels close the container: " + strings.ReplaceAll(err.Error(), "\n", "; "))
+	}
+	return policy.Groups{}.Resolve(stack), nil
+}
+
+// containerStack is what the labels of a container make, with what groups hold now.
+func containerStack(ctx context.Context, name string) (policy.Stack, error) {
+	ctx, cancel := context.WithTimeout(ctx, inspectTimeout)
+	defer cancel()
+	d, err := docker.Connect(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer d.Close()
+	c, err := inspectWith(ctx, d, name)
+	if err != nil {
+		return nil, err
+	}
+	stack, asks, _, err := agent.Stack(c.Labels, c.ImageLabels, c.ImageKnown)
+	if err != nil {
+		return nil, answerNo(fmt.Sprintf("container %s is closed: %s", name, strings.ReplaceAll(err.Error(), "\n", "; ")))
+	}
+	if !asks {
+		return nil, errors.New("no label of the container asks for a filter: everything passes")
+	}
+	groups, err := agent.GroupsOf(ctx, d, c)
+	if err != nil {
+		return nil, err
+	}
+	return groups.Resolve(stack), nil
+}
+
+func (e *env) showExplanation(x policy.Explanation, dir policy.Direction, asked string, f format) error {
+	sentence := clean(x.Sentence(dir, asked))
+	var err error
+	if f == jsonDoc {
+		err = e.printJSON(struct {
+			Schema   int    `json:"schema"`
+			Passes   bool   `json:"passes"`
+			Reason   string `json:"reason"`
+			Origin   string `json:"origin"`
+			Rule     string `json:"rule"`
+			Sentence string `json:"sentence"`
+		}{1, x.Reason == policy.Pass, x.Reason.String(), x.Origin, x.Rule, sentence})
+	} else {
+		_, err = fmt.Fprintln(e.stdout, sentence)
+	}
+	if err == nil && x.Reason != policy.Pass {
+		return answerNo("")
+	}
+	return err
+}

@@ -1,0 +1,114 @@
+package policy
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+)
+
+// Explanation is the verdict on a conversation that somebody would open, and who says so.
+type Explanation struct {
+	Reason Reason
+	// Origin is the source that forbids it, or the first with an allow rule for it; "" where defaults let it pass.
+	Origin string
+	// Rule is the label's key and match that says so, "" where it is a default.
+	Rule string
+}
+
+// Explain judges one conversation, opened in direction dir: m names one protocol, port or ICMP type, and one address, the
+// other side's. Groups have been resolved before. The error says what m lacks.
+func (s Stack) Explain(dir Direction, m Match) (Explanation, error) {
+	asked, err := m.subject()
+	if err != nil {
+		return Explanation{}, err
+	}
+	for _, source := range s {
+		v := source.Policy.judge(dir, asked)
+		switch v.Reason {
+		case ByRule:
+			return Explanation{ByRule, source.Origin, source.Policy.Rules[v.Rule].label()}, nil
+		case ByDefault:
+			return Explanation{ByDefault, source.Origin, ""}, nil
+		}
+	}
+	for _, source := range s {
+		for _, r := range source.Policy.Rules {
+			if r.Verb == Allow && r.In[dir] && r.Match.holds(asked) {
+				return Explanation{Pass, source.Origin, r.label()}, nil
+			}
+		}
+	}
+	return Explanation{}, nil
+}
+
+func (r Rule) label() string { return r.Key() + "=" + r.String() }
+
+// subject is the only thing that m matches.
+func (m Match) subject() (subject, error) {
+	peer, err := m.Peers.only()
+	if err != nil {
+		return subject{}, err
+	}
+	out := subject{ip: true, peer: peer, proto: m.What.Proto}
+	switch m.What.Kind {
+	case Proto:
+		if out.proto == protoTCP || out.proto == protoUDP || out.proto == protoSCTP {
+			return subject{}, fmt.Errorf("%s has ports: name one, such as 443/%s@%s", m.What, m.What, peer)
+		}
+	case Ports:
+		if len(m.What.Ports) != 1 || m.What.Ports[0].From != m.What.Ports[0].To {
+			return subject{}, errors.New("more than one port: name one")
+		}
+		out.service = m.What.Ports[0].From
+	case Ping:
+		out.proto, out.service = icmpOf(peer), pingType(peer.Is6())
+	case ICMPTypes:
+		for _, t := range m.What.Types {
+			if t.V6 == peer.Is6() {
+				out.proto, out.service = icmpOf(peer), uint16(t.Type)
+				return out, nil
+			}
+		}
+		return subject{}, fmt.Errorf("%s is no message of the address's family", m.What)
+	default:
+		return subject{}, fmt.Errorf("%s is more than one thing: name a port, such as 443/tcp, a protocol without ports, or ping", m.What)
+	}
+	return out, nil
+}
+
+func icmpOf(a netip.Addr) uint8 {
+	if a.Is6() {
+		return protoICMPv6
+	}
+	return protoICMP
+}
+
+// only is the one address that p has.
+func (p Peers) only() (netip.Addr, error) {
+	if len(p.Groups) > 0 || len(p.Ranges) != 1 || p.Ranges[0].From() != p.Ranges[0].To() {
+		return netip.Addr{}, errors.New("name one address behind an @, such as 443/tcp@" + exampleAddress)
+	}
+	return p.Ranges[0].From(), nil
+}
+
+const exampleAddress = "192.0.2.1"
+
+// Sentence says an explanation in words; asked is what was asked for, as the user wrote it.
+func (e Explanation) Sentence(dir Direction, asked string) string {
+	who := map[Direction]string{Egress: "The container may open ", Ingress: "Somebody may open towards the container "}[dir]
+	var out strings.Builder
+	if e.Reason != Pass {
+		who = strings.Replace(who, "may open", "may not open", 1)
+	}
+	fmt.Fprintf(&out, "%s%s: ", who, asked)
+	switch {
+	case e.Rule != "":
+		fmt.Fprintf(&out, "%s (%s).", e.Rule, e.Origin)
+	case e.Reason == ByDefault:
+		fmt.Fprintf(&out, "no rule of %s matches, and its default is drop.", e.Origin)
+	default:
+		out.WriteString("no rule matches, and the default is allow.")
+	}
+	return out.String()
+}

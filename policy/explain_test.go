@@ -1,0 +1,63 @@
+package policy
+
+import (
+	"strings"
+	"testing"
+)
+
+func TestExplain(t *testing.T) {
+	parse := func(labels ...string) Policy {
+		m := map[string]string{}
+		for _, l := range labels {
+			key, value, _ := strings.Cut(l, "=")
+			m[key] = value
+		}
+		p, _, err := Parse(m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return p
+	}
+	s := Stack{
+		{"labels", parse("xdp.egress.allow=443/tcp@192.0.2.0/24,ping,gre", "xdp.egress.drop.bad=192.0.2.66", "xdp.ingress.drop=22/tcp")},
+		{"image", parse("xdp.drop=8443/tcp")},
+	}
+	for _, tc := range []struct {
+		dir    Direction
+		match  string
+		reason Reason
+		want   string // of the sentence, or of the error
+	}{
+		{Egress, "443/tcp@192.0.2.1", Pass, "may open 443/tcp@192.0.2.1: xdp.egress.allow=443/tcp@192.0.2.0/24 (labels)."},
+		{Egress, "443/tcp@192.0.2.66", ByRule, "may not open 443/tcp@192.0.2.66: xdp.egress.drop.bad=192.0.2.66 (labels)."},
+		{Egress, "443/tcp@198.51.100.1", ByDefault, "no rule of labels matches, and its default is drop."},
+		{Egress, "ping@2001:db8::1", Pass, "xdp.egress.allow=ping (labels)."},
+		{Egress, "gre@198.51.100.1", Pass, "xdp.egress.allow=gre (labels)."},
+		{Ingress, "22/tcp@198.51.100.1", ByRule, "towards the container 22/tcp@198.51.100.1: xdp.ingress.drop=22/tcp (labels)."},
+		{Ingress, "80/tcp@198.51.100.1", Pass, "no rule matches, and the default is allow."},
+		{Ingress, "8443/tcp@198.51.100.1", ByRule, "xdp.drop=8443/tcp (image)."},
+		{Egress, "443/tcp", Pass, "error: name one address"},
+		{Egress, "443/tcp@192.0.2.0/24", Pass, "error: name one address"},
+		{Egress, "443/tcp@internet", Pass, "error: name one address"},
+		{Egress, "80-90/tcp@192.0.2.1", Pass, "error: more than one port"},
+		{Egress, "tcp@192.0.2.1", Pass, "error: tcp has ports: name one, such as 443/tcp@192.0.2.1"},
+		{Egress, "all@192.0.2.1", Pass, "error: all is more than one thing"},
+		{Egress, "icmp@192.0.2.1", Pass, "error: icmp is more than one thing"},
+	} {
+		m, err := ParseMatch(tc.match)
+		if err != nil {
+			if !strings.HasPrefix(tc.want, "error") {
+				t.Errorf("%s: %v", tc.match, err)
+			}
+			continue
+		}
+		e, err := s.Explain(tc.dir, m)
+		got := e.Sentence(tc.dir, tc.match)
+		if err != nil {
+			got = "error: " + err.Error()
+		}
+		if !strings.Contains(got, tc.want) || e.Reason != tc.reason {
+			t.Errorf("%s %s: %s, %s; want %s, %s", tc.dir, tc.match, e.Reason, got, tc.reason, tc.want)
+		}
+	}
+}

@@ -307,7 +307,8 @@ static __always_inline int is_builtin6(const struct ipv6hdr *ip, struct cursor c
 		return 0;
 	type = icmp[0];
 	if (type >= 133 && type <= 136)
-		return icmp[1] == 0 && ip->hop_limit == 255 &&
+		/* A container is no router: its advertisements (134) are judged. */
+		return !(d == EGRESS && type == 134) && icmp[1] == 0 && ip->hop_limit == 255 &&
 		       ((peer[0] == 0xfe && (peer[1] & 0xc0) == 0x80) ||
 			(dst[0] == 0xff && dst[1] == 0x02) ||
 			(type >= 135 && c.limit - offset(&c) <= ND_USUAL - 4 &&

@@ -283,7 +283,9 @@ func (p packet) builtIn(dir Direction) bool {
 	}
 	switch p.icmp[0] {
 	case 133, 134, 135, 136: // RFC 4861
-		return p.icmp[1] == 0 && p.hops == 255 && p.onLink(dir)
+		// A container is no router: its advertisements are judged.
+		advertises := p.icmp[0] == 134 && dir == Egress
+		return !advertises && p.icmp[1] == 0 && p.hops == 255 && p.onLink(dir)
 	case 130, 131, 132, 143: // RFC 2710, RFC 3810
 		return p.hops == 1 && p.dst.As16()[0] == 0xff
 	}

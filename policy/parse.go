@@ -448,10 +448,16 @@ func split(s string, sep byte) iter.Seq2[int, string] {
 	}
 }
 
-// FromImage keeps what an image's labels may say: drop, limit and allow rules. Images are inherited
-// and cannot be trusted to open or switch off anything.
+// FromImage keeps what an image's labels may say: drop, limit and allow rules, and defaults that drop. Images are
+// inherited and cannot be trusted to open or switch off anything; what only closes has to count, because a label of
+// the container that the image has too counts as the image's.
 func FromImage(p Policy) Policy {
 	var kept Policy
+	for dir, d := range p.Default {
+		if d == DefaultDrop {
+			kept.Default[dir] = d
+		}
+	}
 	for _, r := range p.Rules {
 		if r.Verb != Except {
 			kept.Rules = append(kept.Rules, r)

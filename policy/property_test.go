@@ -188,7 +188,12 @@ func TestRoundTrip(t *testing.T) {
 				t.Fatalf("%s: kept from an image", r.Key())
 			}
 		}
-		img.Rules = nil
+		for _, d := range img.Default {
+			if d == policy.DefaultAllow {
+				t.Fatal("a default that opens is kept from an image")
+			}
+		}
+		img.Rules, img.Default = nil, [2]policy.Default{}
 		if !reflect.DeepEqual(img, policy.Policy{}) {
 			t.Fatalf("kept from an image: %+v", img)
 		}

@@ -227,6 +227,8 @@ var readingTests = []struct {
 	{"neighbour discovery of the usual size", hops(255, IP(me6, near6, icmp6, ICMP(136, 0, make([]byte, 24)...))), "all=pass closed=pass"},
 	{"neighbour discovery of more", hops(255, IP(me6, near6, icmp6, ICMP(136, 0, make([]byte, 29)...))), "all=rule closed=default"},
 	{"router discovery to the same 64 bits", hops(255, IP(me6, near6, icmp6, ICMP(134, 0))), "all=rule closed=default"},
+	{"router advertisement of a container", hops(255, IP(me6, "ff02::1", icmp6, ICMP(134, 0))), "all=rule closed=default"},
+	{"router solicitation of a container", hops(255, IP(me6, "ff02::2", icmp6, ICMP(133, 0))), "all=pass closed=pass"},
 	{"neighbour discovery to other 64 bits", hops(255, IP(me6, you6, icmp6, ICMP(135, 0))), "all=rule types=rule icmp=rule closed=default"},
 	{"neighbour discovery with hop limit 254", hops(254, IP(me6, near6, icmp6, ICMP(135, 0))), "all=rule types=rule closed=default"},
 	{"neighbour discovery with a code", hops(255, IP(me6, near6, icmp6, ICMP(135, 1))), "all=rule types=rule"},

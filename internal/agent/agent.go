@@ -108,9 +108,10 @@ type container struct {
 	// asked is the session that a question is out to, and again says that something has happened since it went out.
 	asked   *session
 	again   bool
-	trouble string // the last error of a question, that the log has
-	missing int    // how many lists in a row did not have it
-	seen    bool   // its namespace was there when we last looked
+	trouble string    // the last error of a question, that the log has
+	missing int       // how many lists in a row did not have it
+	seen    bool      // its namespace was there when we last looked
+	lost    time.Time // when its veths were gone
 	want    want
 	known   known // what want was made of
 	asks    bool
@@ -333,9 +334,12 @@ func (a *agent) interfaces(c *container, veths namespaces) (out []Interface, kno
 		}
 		return []Interface{{Network: c.NetworkMode, State: Pending, Error: oneLine(err)}}, fresh
 	}
-	if len(found) == 0 && c.seen { // it has ended, or left its last network: Docker knows
-		c.seen, c.stale = false, true
+	if len(found) == 0 && c.seen { // it has ended, or left its last network: Docker knows, if not at once
+		c.seen, c.stale, c.lost = false, true, time.Now()
 		a.ask(c.ID)
+		return nil, false
+	}
+	if len(found) == 0 && len(c.Networks) > 0 && time.Since(c.lost) < resync/2 {
 		return nil, false
 	}
 	c.seen = len(found) > 0
@@ -528,8 +532,12 @@ func (a *agent) forgetOrphans() {
 
 func short(id string) string { return id[:min(12, len(id))] }
 
-// asksAtAll tells from labels alone whether a container is worth an inspect.
+// asksAtAll tells from labels alone whether a container is worth an inspect. xdp.enable may be the image's, which
+// switches nothing off: only Stack, which knows the image, decides about it.
 func asksAtAll(labels map[string]string) bool {
+	labels = maps.Clone(labels)
+	_, switched := labels["xdp.enable"]
+	delete(labels, "xdp.enable")
 	_, asks, err := policy.Parse(labels)
-	return asks || err != nil
+	return asks || switched || err != nil
 }

@@ -480,6 +480,34 @@ func TestKernelErrorsAreRetried(t *testing.T) {
 	}
 }
 
+// xdp.enable among the labels may be the image's, and an image switches nothing off.
+func TestImageSwitchesNothingOff(t *testing.T) {
+	image, own := box(10, true, "xdp.drop=udp", "xdp.enable=false"), box(20, true, "xdp.drop=udp", "xdp.enable=false")
+	image.ImageLabels = map[string]string{"xdp.enable": "false"}
+	inTime(t, []docker.Container{image, own}, nil, func(r *rig) {
+		r.want(image, enforced10)
+		r.want(own, "none")
+	})
+}
+
+// The veths of a container that ends go before Docker says so: no alarm, until it has had time to.
+func TestVethsGoFirst(t *testing.T) {
+	c := box(10, true, "xdp.drop=udp")
+	inTime(t, []docker.Container{c}, nil, func(r *rig) {
+		r.want(c, enforced10)
+		r.kernel.set(func() { r.kernel.namespaces[c.SandboxKey] = nil })
+		for range 3 {
+			r.ring()
+			r.want(c, "enforced [bridge enforced 10:]")
+		}
+		if r.said("WARN", "pending") {
+			t.Error("an alarm while it ends")
+		}
+		r.after(resync)
+		r.want(c, "pending [bridge pending 0:]")
+	})
+}
+
 func TestLate(t *testing.T) {
 	c := box(10, true, "xdp.drop=udp")
 	inTime(t, []docker.Container{c}, func(r *rig) { r.kernel.unseen[10] = 3 }, func(r *rig) {

@@ -50,10 +50,10 @@ func Stack(labels, imageLabels map[string]string, imageKnown bool) (stack policy
 		return nil, false, nil, nil
 	}
 	if imageAsks && !imageKnown {
-		warnings = append(warnings, "the image cannot be inspected, so every label counts as the image's: only drop, allow and limit hold; allow GET /images if a socket proxy stands in between")
+		warnings = append(warnings, "the image cannot be inspected, so every label counts as the image's: only drop, allow, limit and default=drop hold; allow GET /images if a socket proxy stands in between")
 	}
 	if len(ignored) > 0 {
-		warnings = append(warnings, "an image is trusted only with drop, allow and limit; of its labels these do not count: "+
+		warnings = append(warnings, "an image is trusted only with drop, allow, limit and default=drop; of its labels these do not count: "+
 			strings.Join(ignored, ", ")+"; give them to the container, in another spelling where the image has the same")
 	}
 	if ownAsks {

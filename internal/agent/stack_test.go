@@ -51,6 +51,10 @@ func TestStack(t *testing.T) {
 		{name: "in another spelling it does not", run: labels{"xdp.enable": "no"}, image: labels{"xdp.enable": "false", "xdp.drop": "udp"}},
 		{name: "an image that is off asks for nothing", image: labels{"xdp.enable": "false"}},
 
+		{name: "a default that drops counts, whose ever it is", run: labels{"xdp.egress.default": "drop"}, image: labels{"xdp.egress.default": "drop"},
+			asks: true, want: "image: xdp.egress.default=drop"},
+		{name: "a default that drops, image unknown", run: labels{"xdp.egress.default": "drop"}, unknown: true,
+			asks: true, want: "image: xdp.egress.default=drop", warning: "cannot be inspected"},
 		{name: "an image opens nothing", run: labels{"xdp.drop": "udp"}, image: labels{"xdp.except": "udp", "xdp.mode": "audit"},
 			asks: true, want: "labels: xdp.drop=udp", warning: "do not count: xdp.except, xdp.mode;"},
 		{name: "an image that asks only for what does not count is still listed", image: labels{"xdp.mode": "audit"},

@@ -193,8 +193,12 @@ func Unseen(have []ContainerStatus, list []docker.Summary) []ContainerStatus {
 			continue
 		}
 		c := ContainerStatus{ID: s.ID, Name: s.Name, State: Unfiltered, Warnings: []string{}, Interfaces: []InterfaceStatus{}}
-		if asksAtAll(s.Labels) {
+		_, asks, err := policy.Parse(s.Labels)
+		switch {
+		case asks || err != nil:
 			c.State, c.Error = Pending, "NOT FILTERED: it asks for a filter and no agent has put one there"
+		case asksAtAll(s.Labels):
+			c.Error = "xdp.enable is off; if that is the image's label it does not count, and an agent that runs filters the container"
 		}
 		out = append(out, c)
 	}

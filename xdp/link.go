@@ -108,15 +108,19 @@ func deviceOf(l link.Link) int {
 
 // live is our link at a hook, nil where there is none. One that somebody else of us has pinned is taken over.
 func (f *Filter) live(id hookID) link.Link {
-	l := f.links[id]
-	if l == nil {
-		var err error
-		if l, err = link.LoadPinnedLink(f.pin(id), nil); err != nil {
-			return nil
+	if l := f.links[id]; l != nil {
+		if deviceOf(l) == id.ifindex {
+			return l
 		}
+		// The pin may be that of a newer link by now.
+		delete(f.links, id)
+		_ = l.Close()
+	}
+	l, err := link.LoadPinnedLink(f.pin(id), nil)
+	if err != nil {
+		return nil
 	}
 	if deviceOf(l) != id.ifindex {
-		delete(f.links, id)
 		_ = l.Close()
 		_ = os.Remove(f.pin(id))
 		return nil

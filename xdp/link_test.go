@@ -614,6 +614,29 @@ func TestByHand(t *testing.T) {
 	n.wantUDP(false, "next policy")
 }
 
+// TestByHandAgain attaches, detaches and attaches again beside an agent that has seen the first program: the second one
+// and its pin stay.
+func TestByHandAgain(t *testing.T) {
+	n := newNetwork(t)
+	dir := bpffs(t)
+	udp, err := LoadObject("../examples/article/udp.o", "")
+	must(t, err)
+	defer udp.Close()
+	f := open(t, dir)
+	defer f.Close()
+	for range 2 {
+		must(t, AttachByHand(dir, n.host.Index, udp, Generic))
+		must(t, f.Sweep())
+		if n.arrives("192.0.2.1:0", long) {
+			t.Error("udp.o lets UDP pass")
+		}
+		must(t, DetachByHand(dir, n.host.Index))
+	}
+	must(t, AttachByHand(dir, n.host.Index, udp, Generic))
+	must(t, f.Sweep())
+	must(t, DetachByHand(dir, n.host.Index))
+}
+
 func TestLoadObjectErrors(t *testing.T) {
 	needPrivileges(t)
 	for _, c := range []struct{ path, section, want string }{

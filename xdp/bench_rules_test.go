@@ -190,10 +190,11 @@ func peersOf(p netip.Prefix) policy.Peers {
 }
 
 func dropRule(m policy.Match) policy.Rule {
-	return policy.Rule{Verb: policy.Drop, In: [2]bool{policy.Egress: true}, Match: m}
+	return policy.Rule{Verb: policy.Drop, In: [2]bool{true, true}, Match: m}
 }
 
-// compiled are the tables for rules, sorted as the parser leaves them: the first ones have counters of their own.
+// compiled are the tables for rules, sorted as the parser leaves them: the first ones have counters of their own. Each packet
+// is judged by them alone; what conversations add has rows of its own.
 func compiled(rules []policy.Rule) (*Tables, error) {
 	sorted := slices.Clone(rules)
 	slices.SortFunc(sorted, func(a, b policy.Rule) int {
@@ -203,5 +204,6 @@ func compiled(rules []policy.Rule) (*Tables, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%d rules: %w", len(rules), err)
 	}
+	t.Stateful = false
 	return t, nil
 }

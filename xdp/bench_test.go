@@ -59,6 +59,8 @@ type benchCase struct {
 	flows    []flow
 	shuffled bool
 	action   uint32
+	// answered: each flow is answered before anything is measured.
+	answered bool
 	// The quotients of this case's time and theirs are reported, round by round.
 	oneRule, trie string
 	ns            []float64
@@ -117,6 +119,32 @@ func (l *lab) addReferences() {
 	l.add(benchCase{name: "vethwall/none", tables: none, proto: protoUDP, flows: w.hits, action: xdpPass})
 	l.add(benchCase{name: "vethwall/udp/hit", tables: udp, proto: protoUDP, flows: w.hits, action: xdpDrop})
 	l.add(benchCase{name: "vethwall/udp/miss", tables: udp, proto: protoTCP, flows: w.hits, action: xdpPass})
+	talks := l.conversations()
+	l.add(benchCase{name: "vethwall/conversation/answered", tables: talks, proto: protoUDP, flows: w.hits, action: xdpPass, answered: true})
+	l.add(benchCase{name: "vethwall/conversation/default", tables: talks, proto: protoTCP, flows: w.hits, action: xdpDrop})
+}
+
+// conversations is a policy under which the container may ask over UDP, and nobody else may anything.
+func (l *lab) conversations() uint16 {
+	udp := policy.Rule{Verb: policy.Allow, In: [2]bool{true, false}, Match: policy.Match{What: policy.What{Kind: policy.Proto, Proto: protoUDP}}}
+	t, err := Compile(policy.Stack{{Origin: "labels", Policy: policy.Policy{
+		Rules: []policy.Rule{udp}, Default: [2]policy.Default{policy.Ingress: policy.DefaultDrop},
+	}}})
+	if err != nil {
+		l.b.Fatal(err)
+	}
+	l.tables = append(l.tables, t)
+	return uint16(len(l.tables))
+}
+
+// answer is the frame that answers an IPv4 one without options.
+func answer(frame []byte) []byte {
+	out := slices.Clone(frame)
+	copy(out[26:30], frame[30:34])
+	copy(out[30:34], frame[26:30])
+	copy(out[34:36], frame[36:38])
+	copy(out[36:38], frame[34:36])
+	return out
 }
 
 func (l *lab) addRules(kind string, n int) {
@@ -182,6 +210,7 @@ func (l *lab) load() {
 		l.b.Fatal(err)
 	}
 	l.b.Cleanup(func() { l.k.Close() })
+	newMemory(&runner{l.b, l.k})
 	for i, p := range policies {
 		if err := l.k.Policies.Put(uint32(i), p); err != nil {
 			l.b.Fatal(err)
@@ -223,6 +252,11 @@ func (l *lab) check(c *benchCase) {
 		}
 		if got != c.action {
 			l.b.Fatalf("%s: action %d for %v, want %d", c.name, got, f, c.action)
+		}
+		if c.answered {
+			if got, err := l.k.VethwallReceived.Run(&ebpf.RunOptions{Data: answer(f.frame(c.proto))}); err != nil || got != tcPass {
+				l.b.Fatalf("%s: answer of %v: action %d, %v", c.name, f, got, err)
+			}
 		}
 	}
 }

@@ -9,7 +9,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 export DEBIAN_FRONTEND=noninteractive
 apt-get install -y --no-install-recommends qemu-system-x86 busybox-static cpio >/dev/null
-kernel=$(apt-cache search '^linux-image-6.1.*-cloud-amd64$' | awk '{print $1}' | sort -V | tail -n 1)
+kernel=$(apt-cache search '^linux-image-6\.1\..*-cloud-amd64$' | awk '{print $1}' | sort -V | tail -n 1)
 chmod 755 "$work"
 (cd "$work" && apt-get download "$kernel" >/dev/null 2>&1 && dpkg-deb -x "$kernel"*.deb root)
 

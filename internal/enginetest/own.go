@@ -131,10 +131,20 @@ func (e *Engine) spawn() error {
 		"--containerd-namespace", e.name, "--containerd-plugins-namespace", e.name + "-plugins",
 	}, e.flags...)...)
 	cmd.Stdout, cmd.Stderr = log, log
-	// A test that is killed runs no clean-up; this ends the engine and its containers all the same. The
-	// kernel watches the thread that starts dockerd, so that one must stay.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM, Setpgid: true}
-	started, done := make(chan error), make(chan struct{})
+	done, err := spawn(cmd, syscall.SIGTERM) // which ends its containers, too
+	if err != nil {
+		return err
+	}
+	e.process.pid, e.process.done = cmd.Process.Pid, done // nsenter becomes dockerd, it does not fork
+	return nil
+}
+
+// spawn starts cmd, and closes done once it has been waited for. A test that is killed runs no clean-up: the process then
+// gets the signal all the same. The kernel watches the thread that starts it, so that one must stay.
+func spawn(cmd *exec.Cmd, end syscall.Signal) (done chan struct{}, err error) {
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: end, Setpgid: true}
+	started := make(chan error)
+	done = make(chan struct{})
 	go func() {
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
@@ -145,11 +155,7 @@ func (e *Engine) spawn() error {
 			close(done)
 		}
 	}()
-	if err := <-started; err != nil {
-		return err
-	}
-	e.process.pid, e.process.done = cmd.Process.Pid, done // nsenter becomes dockerd, it does not fork
-	return nil
+	return done, <-started
 }
 
 // answers asks over the socket, without a docker process each time.

@@ -8,7 +8,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"sync"
 	"syscall"
@@ -32,7 +31,7 @@ type Vethwall struct {
 type agentProcess struct {
 	pid  int           // 0 while none runs
 	done chan struct{} // closed once it has been waited for
-	code int           // valid once done is closed
+	cmd  *exec.Cmd     // its exit code is valid once done is closed
 	log  logBuffer
 }
 
@@ -150,24 +149,11 @@ func (v *Vethwall) SpawnAgent() {
 	a.log.reset()
 	cmd := v.Command(v.Bin, v.withDir([]string{"agent"})...)
 	cmd.Stdout, cmd.Stderr = &a.log, &a.log
-	// A test that is killed runs no clean-up. The kernel watches the thread that starts the agent, so
-	// that one must stay.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
-	started, done := make(chan error), make(chan struct{})
-	go func() {
-		runtime.LockOSThread()
-		defer runtime.UnlockOSThread()
-		err := cmd.Start()
-		started <- err
-		if err == nil {
-			_ = cmd.Wait()
-			a.code = cmd.ProcessState.ExitCode()
-			close(done)
-		}
-	}()
-	if err := <-started; err != nil {
+	done, err := spawn(cmd, syscall.SIGKILL)
+	if err != nil {
 		v.t.Fatal(err)
 	}
+	a.cmd = cmd
 	a.pid, a.done = cmd.Process.Pid, done // nsenter becomes the agent, it does not fork
 }
 
@@ -186,7 +172,7 @@ func (v *Vethwall) EndAgent(sig syscall.Signal) int {
 		v.t.Fatalf("the agent does not end on %v; its log:\n%s", sig, v.Log())
 	}
 	a.pid = 0
-	return a.code
+	return a.cmd.ProcessState.ExitCode()
 }
 
 // Log is what the agent that was started last has written.

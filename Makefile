@@ -62,8 +62,8 @@ test-kernel: ## packet and link tests on Debian's kernel, in a virtual machine
 test-long: ## the same with more random cases, and for longer
 	VETHWALL_LONG=1 $(TEST) -timeout 60m ./...
 
-bench: ## time per packet and of the hot paths (root); OUT=file keeps the raw figures
-	VETHWALL_BENCH_OUT='$(if $(OUT),$(abspath $(OUT)))' $(GO) test -run '^$$' -bench . -timeout 60m ./...
+bench: ## every benchmark (root, iperf3, xdp-tools), half an hour; writes docs/benchmarks.md
+	VETHWALL_BENCH_DOCS='$(CURDIR)/docs' $(TEST) -run '^$$' -bench . -timeout 120m ./...
 
 # The article's programs are compiled as it says, so without BTF. Debian keeps <asm/types.h> in a directory of the
 # machine's architecture; the types and so the objects are the same on all.

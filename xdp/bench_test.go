@@ -3,7 +3,6 @@ package xdp
 import (
 	"encoding/binary"
 	"fmt"
-	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -22,7 +21,6 @@ const (
 
 // BenchmarkPackets measures the time of a packet by BPF_PROG_TEST_RUN. All cases take turns, rounds times,
 // so that what else the machine does meets all alike. docs/benchmarks.md says what the cases are.
-// VETHWALL_BENCH_OUT names a file for a table of medians and the raw figures.
 func BenchmarkPackets(b *testing.B) {
 	needPrivileges(b)
 	l := newLab(b)
@@ -46,7 +44,7 @@ func BenchmarkPackets(b *testing.B) {
 		}
 	}
 	l.report()
-	l.write(os.Getenv("VETHWALL_BENCH_OUT"))
+	publish(b, "packets", l.raw(), nil)
 }
 
 // benchCase is one program under one policy, on one packet or on many.
@@ -305,10 +303,7 @@ func (l *lab) report() {
 	}
 }
 
-func (l *lab) write(path string) {
-	if path == "" {
-		return
-	}
+func (l *lab) raw() string {
 	var out strings.Builder
 	l.table(&out)
 	fmt.Fprintf(&out, "\n%-40s  ns in each of %d rounds\n", "", rounds)
@@ -319,9 +314,7 @@ func (l *lab) write(path string) {
 		}
 		fmt.Fprintln(&out)
 	}
-	if err := os.WriteFile(path, []byte(out.String()), 0o644); err != nil {
-		l.b.Fatal(err)
-	}
+	return out.String()
 }
 
 // table writes the medians, a row for the cases that differ only in the number of rules.

@@ -155,7 +155,7 @@ func open(t *testing.T, dir string) *Filter {
 	return f
 }
 
-func labelled(t *testing.T, labels string) *Tables {
+func labelled(t testing.TB, labels string) *Tables {
 	t.Helper()
 	m := map[string]string{}
 	for _, l := range strings.Fields(labels) {

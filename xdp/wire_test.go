@@ -13,14 +13,15 @@ import (
 	"github.com/vethwall/vethwall/policy/policytest"
 )
 
-// rawEnd sends whole frames on a device.
+// rawEnd sends and receives whole frames on a device.
 type rawEnd struct {
-	t  *testing.T
-	fd int
-	to unix.SockaddrLinklayer
+	t    *testing.T
+	fd   int
+	to   unix.SockaddrLinklayer
+	from []byte
 }
 
-// newRawEnd opens a socket on a device of the thread's namespace.
+// newRawEnd opens a socket on a device of the thread's namespace. It receives what comes in there from now on.
 func newRawEnd(t *testing.T, device string) *rawEnd {
 	t.Helper()
 	l, err := netlink.LinkByName(device)
@@ -28,7 +29,10 @@ func newRawEnd(t *testing.T, device string) *rawEnd {
 	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW, 0)
 	must(t, err)
 	t.Cleanup(func() { _ = unix.Close(fd) })
-	return &rawEnd{t: t, fd: fd, to: unix.SockaddrLinklayer{Ifindex: l.Attrs().Index, Halen: 6}}
+	const everything = 0x0300 // ETH_P_ALL in network byte order
+	must(t, unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 16<<20))
+	must(t, unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: everything, Ifindex: l.Attrs().Index}))
+	return &rawEnd{t: t, fd: fd, to: unix.SockaddrLinklayer{Ifindex: l.Attrs().Index, Halen: 6}, from: make([]byte, 1<<16)}
 }
 
 func (e *rawEnd) send(frame []byte) {
@@ -39,6 +43,26 @@ func (e *rawEnd) send(frame []byte) {
 	// ENOBUFS is how a sender hears of a drop at tc egress.
 	if err := unix.Sendto(e.fd, frame, 0, &to); err != unix.ENOBUFS {
 		must(e.t, err)
+	}
+}
+
+// receive returns the next frame that came in, which is good until the next call; nil after the wait.
+func (e *rawEnd) receive(wait time.Duration) []byte {
+	e.t.Helper()
+	for deadline := time.Now().Add(wait); ; {
+		n, from, err := unix.Recvfrom(e.fd, e.from, unix.MSG_DONTWAIT)
+		if err == unix.EAGAIN || err == unix.EINTR {
+			left := time.Until(deadline)
+			if left <= 0 {
+				return nil
+			}
+			_, _ = unix.Poll([]unix.PollFd{{Fd: int32(e.fd), Events: unix.POLLIN}}, int(left.Milliseconds())+1)
+			continue
+		}
+		must(e.t, err)
+		if ll, ok := from.(*unix.SockaddrLinklayer); !ok || ll.Pkttype != unix.PACKET_OUTGOING {
+			return e.from[:n]
+		}
 	}
 }
 

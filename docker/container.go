@@ -23,6 +23,7 @@ type Container struct {
 	Name string // without the leading slash
 	// Labels are those of docker run and, unmarked among them, those of the image.
 	Labels  map[string]string
+	Image   string // as docker run was given it
 	ImageID string
 	// ImageLabels are those of the image alone. They mean something only where ImageKnown is true: an
 	// image may have been removed, or a socket proxy may hide it.
@@ -96,7 +97,7 @@ func (c *Client) Inspect(ctx context.Context, id string) (Container, error) {
 func snapshot(r container.InspectResponse) Container {
 	out := Container{ID: r.ID, Name: strings.TrimPrefix(r.Name, "/"), ImageID: r.Image}
 	if r.Config != nil {
-		out.Labels = r.Config.Labels
+		out.Labels, out.Image = r.Config.Labels, r.Config.Image
 	}
 	// While a restart policy waits for its next attempt, Running is true and there is no process.
 	if s := r.State; s != nil && s.Running && s.Pid > 0 {

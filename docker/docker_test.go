@@ -57,6 +57,7 @@ var web = docker.Container{
 	ID:          "975bbdf59b5f0883afe0c54ab07a885b02351c88c5b6296dabea2f7d97a97366",
 	Name:        "web",
 	Labels:      map[string]string{"from": "image", "xdp.drop": "udp"},
+	Image:       "busybox:1.36",
 	ImageID:     image,
 	ImageLabels: map[string]string{"from": "image"},
 	ImageKnown:  true,

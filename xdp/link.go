@@ -300,9 +300,24 @@ func (f *Filter) refresh(id hookID, l link.Link) error {
 	return nil
 }
 
-// Detach takes filter and policy off a device. One that has none, or that is gone, is no error.
+// Detach takes filter and policy off a device, which comes up again where Shut had set it down. One that has none, or
+// that is gone, is no error.
 func (f *Filter) Detach(ifindex int) error {
-	return errors.Join(f.unhook(ifindex), f.maps.remove(ifindex))
+	down := f.maps.isShut(ifindex) && !f.hooked(ifindex)
+	var errs []error
+	if _, has := f.maps.devices[ifindex]; has && !down {
+		// The hooks go one after the other, and what is left judges meanwhile.
+		open, err := Compile(nil)
+		if err == nil {
+			err = f.maps.setPolicy(ifindex, open)
+		}
+		errs = append(errs, err)
+	}
+	errs = append(errs, f.unhook(ifindex), f.maps.remove(ifindex))
+	if down && exists(ifindex) {
+		errs = append(errs, setLink(ifindex, netlink.LinkSetUp))
+	}
+	return errors.Join(errs...)
 }
 
 // unhook takes our programs off a device, but for one that was attached by hand.

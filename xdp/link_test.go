@@ -392,6 +392,26 @@ func TestUninstallRaises(t *testing.T) {
 	}
 }
 
+// A device that Shut had to set down comes up when it is let go.
+func TestDetachRaises(t *testing.T) {
+	n := newNetwork(t)
+	l, err := link.AttachXDP(link.XDPOptions{Program: passProgram(t), Interface: n.host.Index, Flags: link.XDPGenericMode})
+	must(t, err)
+	defer l.Close()
+	fillTC(t, n.host.Index)
+	f := open(t, bpffs(t))
+	defer f.Close()
+	byFilter, err := f.Shut(n.host.Index)
+	must(t, err)
+	if byFilter || up(t, n.host.Index) {
+		t.Fatalf("closed by filter: %v, device up: %v", byFilter, up(t, n.host.Index))
+	}
+	must(t, f.Detach(n.host.Index))
+	if got := f.Devices(); len(got) > 0 || !up(t, n.host.Index) {
+		t.Errorf("devices %v, device up: %v", got, up(t, n.host.Index))
+	}
+}
+
 func TestSweepFreesEverything(t *testing.T) {
 	n := newNetwork(t)
 	dir := bpffs(t)

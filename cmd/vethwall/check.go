@@ -9,6 +9,7 @@ import (
 
 	"github.com/vethwall/vethwall/docker"
 	"github.com/vethwall/vethwall/internal/agent"
+	"github.com/vethwall/vethwall/internal/config"
 	"github.com/vethwall/vethwall/policy"
 	"github.com/vethwall/vethwall/xdp"
 )
@@ -124,7 +125,7 @@ type errorReport struct {
 // judgeLabels makes of a container's labels what the agent makes of them.
 func judgeLabels(c docker.Container) report {
 	r := report{Schema: 1, Sources: []sourceReport{}, Sentences: []string{}, Errors: []errorReport{}, Warnings: []string{}}
-	stack, asks, warnings, err := agent.Stack(c.Labels, c.ImageLabels, c.ImageKnown)
+	stack, asks, warnings, err := agent.Stack(c, config.Config{})
 	r.asks = asks
 	r.Warnings = append(r.Warnings, warnings...)
 	var texts []string

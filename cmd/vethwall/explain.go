@@ -10,6 +10,7 @@ import (
 
 	"github.com/vethwall/vethwall/docker"
 	"github.com/vethwall/vethwall/internal/agent"
+	"github.com/vethwall/vethwall/internal/config"
 	"github.com/vethwall/vethwall/policy"
 )
 
@@ -74,7 +75,7 @@ func givenStack(given []string) (policy.Stack, error) {
 	if err != nil {
 		return nil, err
 	}
-	stack, _, _, err := agent.Stack(labels, nil, true)
+	stack, _, _, err := agent.Stack(docker.Container{Labels: labels, ImageKnown: true}, config.Config{})
 	if err != nil {
 		return nil, answerNo("the labels close the container: " + strings.ReplaceAll(err.Error(), "\n", "; "))
 	}
@@ -94,14 +95,14 @@ func containerStack(ctx context.Context, name string) (policy.Stack, error) {
 	if err != nil {
 		return nil, err
 	}
-	stack, asks, _, err := agent.Stack(c.Labels, c.ImageLabels, c.ImageKnown)
+	stack, asks, _, err := agent.Stack(c, config.Config{})
 	if err != nil {
 		return nil, answerNo(fmt.Sprintf("container %s is closed: %s", name, strings.ReplaceAll(err.Error(), "\n", "; ")))
 	}
 	if !asks {
 		return nil, errors.New("no label of the container asks for a filter: everything passes")
 	}
-	groups, err := agent.GroupsOf(ctx, d, c)
+	groups, err := agent.GroupsOf(ctx, d, c, config.Config{})
 	if err != nil {
 		return nil, err
 	}

@@ -80,7 +80,7 @@ func inspect(c docker.Container) object {
 		bindings["80/tcp"] = []object{{"HostPort": "8080"}}
 	}
 	return object{
-		"Id": c.ID, "Name": "/" + c.Name, "Image": c.ImageID, "Config": object{"Labels": c.Labels},
+		"Id": c.ID, "Name": "/" + c.Name, "Image": c.ImageID, "Config": object{"Labels": c.Labels, "Image": c.Image},
 		"State":           object{"Running": c.Running, "Pid": c.Pid, "StartedAt": c.StartedAt.Format(time.RFC3339Nano)},
 		"NetworkSettings": object{"SandboxID": c.SandboxID, "SandboxKey": c.SandboxKey, "Networks": networks(c)},
 		"HostConfig": object{

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/vethwall/vethwall/docker"
+	"github.com/vethwall/vethwall/internal/config"
 	"github.com/vethwall/vethwall/policy"
 	"github.com/vethwall/vethwall/xdp"
 )
@@ -26,6 +27,8 @@ import (
 type Options struct {
 	Dir string // on a bpffs
 	Log *slog.Logger
+	// Config is what the configuration says at the beginning.
+	Config config.Config
 	// Connect opens the engine's API; nil for docker.Connect.
 	Connect func(context.Context) (Engine, error)
 	// Ready is called once, after the first look at everything.
@@ -45,6 +48,7 @@ type Engine interface {
 type kernel interface {
 	Attach(ifindex int, t *xdp.Tables, mode xdp.Mode, siblings ...int) error
 	Shut(ifindex int) (byFilter bool, err error)
+	Detach(ifindex int) error
 	Unseen(ifindex int) uint64
 	Devices() []int
 	ByHand(ifindex int) bool
@@ -157,7 +161,8 @@ func newAgent(k kernel, o Options) *agent {
 		watchHost:    func(ctx context.Context, ring func()) { xdp.WatchHost(ctx, o.Log, ring) },
 		detachByHand: func(ifindex int) error { return xdp.DetachByHand(o.Dir, ifindex) },
 		containers:   map[string]*container{}, records: map[string]string{}, dirty: map[string]bool{}, hostStale: true,
-		news: make(chan func(), 64), slots: make(chan struct{}, inspectors), bell: make(chan struct{}, 1), ended: make(chan struct{}),
+		around: surroundings{conf: o.Config},
+		news:   make(chan func(), 64), slots: make(chan struct{}, inspectors), bell: make(chan struct{}, 1), ended: make(chan struct{}),
 	}
 }
 
@@ -291,10 +296,13 @@ func (a *agent) enforce(c *container, veths namespaces) {
 	if c.want.live {
 		if k := a.around.of(c.Container); !k.equal(c.known) {
 			c.known = k
-			c.want, c.asks = wanted(c.Container, k)
+			c.want, c.asks = wanted(c.Container, k, a.around.conf)
 		}
 	}
 	if !c.asks || !c.Running {
+		if c.Running && !a.release(c, veths) {
+			return
+		}
 		a.forget(c)
 		return
 	}
@@ -315,6 +323,29 @@ func (a *agent) enforce(c *container, veths namespaces) {
 	}
 	r.settle()
 	a.save(c, r)
+}
+
+// release takes the filters off a running container that had asked for them, under a configuration that did. It is
+// false where that failed; the next look tries again.
+func (a *agent) release(c *container, veths namespaces) bool {
+	if c.saved == "" && c.told.ID == "" || shares(c.NetworkMode) {
+		return true
+	}
+	found, err := vethsOf(c.Container, veths, a.proc)
+	if errors.Is(err, xdp.ErrOwnNamespace) {
+		return true
+	}
+	for _, v := range found {
+		if slices.Contains(a.kernel.Devices(), v.Index) {
+			err = errors.Join(err, a.kernel.Detach(v.Index))
+		}
+	}
+	if err != nil {
+		a.log.Warn("cannot take the filter off a container that asks for none; trying again", "container", c.Name, "id", short(c.ID), "error", err)
+		return false
+	}
+	a.log.Info("not filtered any more", "container", c.Name, "id", short(c.ID))
+	return true
 }
 
 // interfaces attaches to every veth of c, or closes it. It is false where c has ended or been started again, and
@@ -532,8 +563,15 @@ func (a *agent) forgetOrphans() {
 
 func short(id string) string { return id[:min(12, len(id))] }
 
-// asksAtAll tells from labels alone whether a container is worth an inspect. xdp.enable may be the image's, which
-// switches nothing off: only Stack, which knows the image, decides about it.
+// worthAsking tells from labels alone whether a container is worth an inspect. One that was filtered by the agent before
+// this one is, because that one may have had another configuration.
+func (a *agent) worthAsking(id string, labels map[string]string) bool {
+	conf := a.around.conf
+	return conf.Floor != nil || len(conf.Policies) > 0 || a.records[id] != "" || asksAtAll(labels)
+}
+
+// asksAtAll tells whether labels ask for a filter. xdp.enable may be the image's, which switches nothing off: only Stack,
+// which knows the image, decides about it.
 func asksAtAll(labels map[string]string) bool {
 	labels = maps.Clone(labels)
 	_, switched := labels["xdp.enable"]

@@ -165,7 +165,7 @@ func (a *agent) compare(s *session, list []docker.Summary) {
 	for _, l := range list {
 		there[l.ID] = true
 		c := a.containers[l.ID]
-		if c == nil && !asksAtAll(l.Labels) {
+		if c == nil && !a.worthAsking(l.ID, l.Labels) {
 			continue
 		}
 		running := l.State == "running" || l.State == "paused"
@@ -191,7 +191,7 @@ func (a *agent) heard(event docker.Event) {
 	case event.Action == docker.ActionNetworks:
 		a.askNetworks()
 	case event.Action == docker.ActionCreate:
-		if c != nil || asksAtAll(event.Labels) {
+		if c != nil || a.worthAsking(event.ID, event.Labels) {
 			a.ask(event.ID)
 		}
 	case c == nil:
@@ -295,11 +295,11 @@ func (a *agent) answered(s *session, c *container, answer docker.Container, err 
 }
 
 // learn takes in an answer. What c wants follows from labels, which never change, from whether its image is known,
-// and from its groups, which enforce looks after.
+// from its name where the configuration picks by it, and from its groups, which enforce looks after.
 func (a *agent) learn(c *container, answer docker.Container) {
-	if !c.inspected || answer.ImageKnown && !c.ImageKnown {
+	if !c.inspected || answer.ImageKnown && !c.ImageKnown || answer.Name != c.Name {
 		c.known = a.around.of(answer)
-		c.want, c.asks = wanted(answer, c.known)
+		c.want, c.asks = wanted(answer, c.known, a.around.conf)
 	}
 	if c.want.live && a.around.lacks(answer) {
 		a.askNetworks()

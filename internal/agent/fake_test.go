@@ -95,6 +95,16 @@ func (k *fakeKernel) Shut(ifindex int) (bool, error) {
 	return true, nil
 }
 
+func (k *fakeKernel) Detach(ifindex int) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if err := k.call("detach %d", ifindex); err != nil {
+		return err
+	}
+	delete(k.attached, ifindex)
+	return nil
+}
+
 func (k *fakeKernel) Unseen(ifindex int) uint64 {
 	k.mu.Lock()
 	defer k.mu.Unlock()

@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/vethwall/vethwall/docker"
+	"github.com/vethwall/vethwall/internal/config"
 	"github.com/vethwall/vethwall/policy"
 	"github.com/vethwall/vethwall/xdp"
 )
@@ -19,6 +20,7 @@ import (
 type surroundings struct {
 	networks map[string]docker.Network // by id; nil until Docker has listed them
 	host     *host                     // nil until it could be read
+	conf     config.Config
 }
 
 // host is what the host says of itself.
@@ -49,7 +51,7 @@ func (s surroundings) of(c docker.Container) known {
 	case s.host == nil:
 		return known{missing: "the host's addresses could not be read yet"}
 	}
-	g := policy.Groups{Host: s.host.addrs, OnLink: s.host.onLink}
+	g := policy.Groups{Host: slices.Concat(s.host.addrs, s.conf.HostAddresses), OnLink: s.host.onLink}
 	for _, n := range s.networks {
 		g.Networks = append(g.Networks, n.Subnets...)
 	}
@@ -86,10 +88,14 @@ var dockersOwn = []netip.Addr{
 	netip.MustParseAddr("2001:4860:4860::8888"), netip.MustParseAddr("2001:4860:4860::8844"),
 }
 
-// resolvers are those that c asks by its veths: those of docker run --dns, else the host's. The container's own
-// resolv.conf says nothing, because the container writes it. outside is true where the engine asks others for it.
+// resolvers are those that c asks by its veths: those of docker run --dns, else of the configuration, else the host's.
+// The container's own resolv.conf says nothing, because the container writes it. outside is true where the engine
+// asks others for it.
 func (s surroundings) resolvers(c docker.Container) (out []netip.Addr, outside bool) {
 	all := s.host.resolvers
+	if len(s.conf.DNS) > 0 {
+		all = s.conf.DNS
+	}
 	if len(c.DNS) > 0 {
 		all = nil
 		for _, text := range c.DNS {
@@ -104,7 +110,7 @@ func (s surroundings) resolvers(c docker.Container) (out []netip.Addr, outside b
 		}
 	}
 	onDefault := c.NetworkMode == "default" || c.NetworkMode == "bridge"
-	if len(out) == 0 && onDefault && len(c.DNS) == 0 {
+	if len(out) == 0 && onDefault && len(c.DNS) == 0 && len(s.conf.DNS) == 0 {
 		out = dockersOwn
 	}
 	return out, !onDefault && len(out) < len(all)
@@ -222,15 +228,15 @@ func (a *agent) filtered(c *container, now Interface) (Interface, bool) {
 	return r.Interfaces[n], true
 }
 
-// GroupsOf are what the groups in the labels of c stand for now, asked for without an agent.
+// GroupsOf are what the groups in the policy of c stand for now, asked for without an agent.
 func GroupsOf(ctx context.Context, e interface {
 	Networks(context.Context) ([]docker.Network, error)
-}, c docker.Container) (policy.Groups, error) {
+}, c docker.Container, conf config.Config) (policy.Groups, error) {
 	networks, err := e.Networks(ctx)
 	if err != nil {
 		return policy.Groups{}, err
 	}
-	s := surroundings{networks: map[string]docker.Network{}}
+	s := surroundings{networks: map[string]docker.Network{}, conf: conf}
 	for _, n := range networks {
 		s.networks[n.ID] = n
 	}

@@ -10,6 +10,7 @@ import (
 	"testing/synctest"
 
 	"github.com/vethwall/vethwall/docker"
+	"github.com/vethwall/vethwall/internal/config"
 	"github.com/vethwall/vethwall/policy"
 	"github.com/vethwall/vethwall/xdp"
 )
@@ -30,7 +31,7 @@ func addrsOf(texts ...string) (out []netip.Addr) {
 // groups checks what the policy on a device was compiled of.
 func (r *rig) groups(c docker.Container, g policy.Groups) {
 	r.t.Helper()
-	s, _, _, err := Stack(c.Labels, nil, true)
+	s, _, _, err := Stack(docker.Container{Labels: c.Labels, ImageKnown: true}, config.Config{})
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -185,9 +186,36 @@ func TestWantedOfGroups(t *testing.T) {
 		{"xdp.egress.drop=dns", known{missing: "all"}, false, false},
 		{"xdp.drop=udp,multicast,metadata", known{missing: "all"}, true, false},
 	} {
-		w, _ := wanted(box(1, true, tc.label), tc.k)
+		w, _ := wanted(box(1, true, tc.label), tc.k, config.Config{})
 		if (w.tables != nil) != tc.open || w.waits == tc.open || slices.ContainsFunc(w.warnings, func(s string) bool { return strings.Contains(s, "loopback") }) != tc.warns {
 			t.Errorf("%s %+v: %+v", tc.label, tc.k, w)
 		}
+	}
+}
+
+// What the configuration says of addresses stands beside what the host says, and before the name servers that it has.
+func TestGroupsOfConfiguration(t *testing.T) {
+	conf := parseConfig(t, "dns: [192.0.2.53, 127.0.0.53]\nhost_addresses: 203.0.113.7\n")
+	s := surroundings{networks: map[string]docker.Network{}, host: &host{addrs: addrsOf("198.51.100.1"), resolvers: addrsOf("198.51.100.53")}, conf: conf}
+	for _, tc := range []struct {
+		c         docker.Container
+		resolvers []netip.Addr
+		outside   bool
+	}{
+		{docker.Container{NetworkMode: "shop"}, addrsOf("192.0.2.53"), true},
+		{docker.Container{NetworkMode: "default"}, addrsOf("192.0.2.53"), false},
+		{docker.Container{NetworkMode: "shop", DNS: []string{"192.0.2.54"}}, addrsOf("192.0.2.54"), false},
+	} {
+		k := s.of(tc.c)
+		if !slices.Equal(k.groups.Resolvers, tc.resolvers) || k.outside != tc.outside {
+			t.Errorf("%+v: %v, outside %t", tc.c, k.groups.Resolvers, k.outside)
+		}
+		if !slices.Equal(k.groups.Host, addrsOf("198.51.100.1", "203.0.113.7")) {
+			t.Errorf("host %v", k.groups.Host)
+		}
+	}
+	s.conf = parseConfig(t, "dns: 127.0.0.53")
+	if k := s.of(docker.Container{NetworkMode: "default"}); len(k.groups.Resolvers) > 0 {
+		t.Errorf("resolvers %v of a configuration that has none but the host's own", k.groups.Resolvers)
 	}
 }

@@ -9,6 +9,8 @@ import (
 
 	"go4.org/netipx"
 
+	"github.com/vethwall/vethwall/docker"
+	"github.com/vethwall/vethwall/internal/config"
 	"github.com/vethwall/vethwall/policy"
 )
 
@@ -19,36 +21,90 @@ const (
 	maxPrefixes  = 16384
 )
 
-// The origins of what labels say, as users read them.
+// The origins of what holds for a container, as users read them, from the top.
 const (
+	originFloor  = "floor"
+	originConfig = "config"
 	originLabels = "labels"
 	originImage  = "image"
 )
 
-// Stack turns the labels of one container into its policy. labels are all that it carries, those of its
-// image among them; imageLabels are the image's alone and mean something only where imageKnown is true.
-// Else every label counts as the image's, because nobody can tell.
+// Stack turns the labels of one container, and what the agent's configuration says of it, into its policy.
 //
-// asks is false where no label asks for a filter, or the container's own labels switch it off; stack is
-// empty then. The error joins an error for each label that cannot be understood, most of them a
-// *policy.LabelError, and those of the image say so; stack is empty then and asks is true, because the
-// container has to be closed. warnings are one sentence each, in a fixed order.
-func Stack(labels, imageLabels map[string]string, imageKnown bool) (stack policy.Stack, asks bool, warnings []string, err error) {
-	if !imageKnown {
-		imageLabels = labels
+// asks is false where nothing asks for a filter: no label, no floor and no policy that picks the container, or the
+// container's own labels are switched off and nothing else is there; stack is empty then. The error says that
+// two policies pick the container, or joins an error for each label that cannot be understood, most of them a
+// *policy.LabelError, and those of the image say so; stack is empty then and asks is true, because the container
+// has to be closed. warnings are one sentence each, in a fixed order.
+func Stack(c docker.Container, conf config.Config) (stack policy.Stack, asks bool, warnings []string, err error) {
+	imageLabels := c.ImageLabels
+	if !c.ImageKnown {
+		imageLabels = c.Labels
 	}
-	run, img := policy.SplitImage(labels, imageLabels)
+	run, img := policy.SplitImage(c.Labels, imageLabels)
+	stack, replace, warnings, err := configured(c, run, conf)
+	if err != nil {
+		return nil, true, nil, err
+	}
+	if replace {
+		run = nil
+	}
+	labels, more, err := labelled(run, img, c.ImageKnown)
+	stack, warnings = append(stack, labels...), append(warnings, more...)
+	if err := errors.Join(err, bounded(run, img, stack)); err != nil {
+		return nil, true, warnings, err
+	}
+	return stack, len(stack) > 0, warnings, nil
+}
+
+// configured are the sources that the configuration has for c, whose labels of docker run are run. replace says that
+// they stand in the place of those.
+func configured(c docker.Container, run map[string]string, conf config.Config) (stack policy.Stack, replace bool, warnings []string, err error) {
+	if conf.Floor != nil {
+		stack = append(stack, policy.Source{Origin: originFloor, Policy: *conf.Floor})
+	}
+	if !c.ImageKnown {
+		run = c.Labels
+	}
+	var picked []config.Policy
+	var names []string
+	for _, p := range conf.Policies {
+		if p.Pick.Matches(c.Name, c.Image, run) {
+			picked, names = append(picked, p), append(names, p.String())
+		}
+	}
+	switch {
+	case len(picked) == 0:
+		return stack, false, nil, nil
+	case len(picked) > 1:
+		return nil, false, nil, fmt.Errorf("%d policies of the configuration pick this container: %s; let one of them pick it", len(picked), strings.Join(names, " and "))
+	}
+	labels, replace := picked[0].Labels, picked[0].Replace
+	if !c.ImageKnown && !picked[0].Pick.Matches(c.Name, c.Image, nil) {
+		// An image may carry the labels to be picked by. What only closes does no harm then.
+		warnings, replace = append(warnings, "the image cannot be inspected, so labels that may be its own pick a policy: of that only drop, allow, limit and default=drop hold"), false
+		if labels != nil {
+			closing := policy.FromImage(*labels)
+			labels = &closing
+		}
+	}
+	if labels != nil {
+		stack = append(stack, policy.Source{Origin: originConfig, Policy: *labels})
+	}
+	return stack, replace, warnings, nil
+}
+
+// labelled are the sources that the labels of docker run and of the image are. Where the image is not known all count
+// as the image's, because nobody can tell.
+func labelled(run, img map[string]string, imageKnown bool) (stack policy.Stack, warnings []string, err error) {
 	own, ownAsks, ownErr := policy.Parse(run)
 	if ownErr == nil {
 		ownErr = antispoofed(run, own)
 	}
 	if _, switched := run["xdp.enable"]; switched && !ownAsks {
-		return nil, false, nil, nil
+		return nil, nil, nil
 	}
 	image, imageAsks, ignored, imageErr := parseImage(img)
-	if !ownAsks && !imageAsks {
-		return nil, false, nil, nil
-	}
 	if imageAsks && !imageKnown {
 		warnings = append(warnings, "the image cannot be inspected, so every label counts as the image's: only drop, allow, limit and default=drop hold; allow GET /images if a socket proxy stands in between")
 	}
@@ -59,16 +115,28 @@ func Stack(labels, imageLabels map[string]string, imageKnown bool) (stack policy
 	if ownAsks {
 		stack = append(stack, policy.Source{Origin: originLabels, Policy: own})
 	}
-	if imageAsks && (len(image.Rules) > 0 || !ownAsks) {
+	closes := len(image.Rules) > 0 || image.Default != [2]policy.Default{}
+	if imageAsks && (closes || !ownAsks) {
 		stack = append(stack, policy.Source{Origin: originImage, Policy: image})
 	}
-	if err := errors.Join(ownErr, imageErr, bounded(labels, stack)); err != nil {
-		return nil, true, warnings, err
+	if err := errors.Join(ownErr, imageErr); err != nil {
+		return nil, warnings, err
 	}
 	for _, source := range stack {
 		warnings = append(warnings, policy.Warnings(source.Policy)...)
 	}
-	return stack, true, warnings, nil
+	return stack, warnings, nil
+}
+
+// Hook is where what a container with this policy sends is judged: as the topmost source says that names a hook, else
+// as the configuration does.
+func Hook(stack policy.Stack, conf config.Config) policy.Hook {
+	for _, source := range stack {
+		if source.Policy.Hook != policy.HookAuto {
+			return source.Policy.Hook
+		}
+	}
+	return conf.Hook
 }
 
 // parseImage reads the labels of an image. ignored are the keys of those that are understood and do not
@@ -119,11 +187,13 @@ func antispoofed(labels map[string]string, p policy.Policy) error {
 }
 
 // bounded holds the sources together to what each of them is held to by itself.
-func bounded(labels map[string]string, stack policy.Stack) error {
+func bounded(run, img map[string]string, stack policy.Stack) error {
 	text := 0
-	for key, value := range labels {
-		if strings.HasPrefix(key, "xdp.") {
-			text += len(key) + len(value)
+	for _, labels := range []map[string]string{run, img} {
+		for key, value := range labels {
+			if strings.HasPrefix(key, "xdp.") {
+				text += len(key) + len(value)
+			}
 		}
 	}
 	prefixes := 0
@@ -138,7 +208,7 @@ func bounded(labels map[string]string, stack policy.Stack) error {
 		}
 		count(source.Policy.Own)
 	}
-	const together = "the labels of the container and of its image together have more than %d %s; leave some out"
+	const together = "the labels of the container, of its image and of the configuration have together more than %d %s; leave some out"
 	switch {
 	case len(stack) < 2:
 		return nil // policy.Parse has looked

@@ -6,6 +6,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/vethwall/vethwall/docker"
+	"github.com/vethwall/vethwall/internal/config"
 	"github.com/vethwall/vethwall/policy"
 )
 
@@ -55,6 +57,8 @@ func TestStack(t *testing.T) {
 			asks: true, want: "image: xdp.egress.default=drop"},
 		{name: "a default that drops, image unknown", run: labels{"xdp.egress.default": "drop"}, unknown: true,
 			asks: true, want: "image: xdp.egress.default=drop", warning: "cannot be inspected"},
+		{name: "a default that drops counts beside labels", run: labels{"xdp.drop": "udp"}, image: labels{"xdp.egress.default": "drop"},
+			asks: true, want: "labels: xdp.drop=udp; image: xdp.egress.default=drop"},
 		{name: "an image opens nothing", run: labels{"xdp.drop": "udp"}, image: labels{"xdp.except": "udp", "xdp.mode": "audit"},
 			asks: true, want: "labels: xdp.drop=udp", warning: "do not count: xdp.except, xdp.mode;"},
 		{name: "an image that asks only for what does not count is still listed", image: labels{"xdp.mode": "audit"},
@@ -78,7 +82,7 @@ func TestStack(t *testing.T) {
 					all[key] = value
 				}
 			}
-			got, asks, warnings, err := Stack(all, tc.image, !tc.unknown)
+			got, asks, warnings, err := Stack(docker.Container{Labels: all, ImageLabels: tc.image, ImageKnown: !tc.unknown}, config.Config{})
 			if show(got) != tc.want || asks != tc.asks {
 				t.Errorf("stack %q, asks %t", show(got), asks)
 			}
@@ -119,7 +123,7 @@ func TestStackBounds(t *testing.T) {
 		{"both wide", wide, wide, "16384 prefixes"},
 	} {
 		run, image := map[string]string{"xdp.drop": tc.run, "xdp.drop.image": tc.image}, map[string]string{"xdp.drop.image": tc.image}
-		stack, asks, _, err := Stack(run, image, true)
+		stack, asks, _, err := Stack(docker.Container{Labels: run, ImageLabels: image, ImageKnown: true}, config.Config{})
 		if !asks || (err != nil) != (tc.want != "") || err != nil && (len(stack) > 0 || !strings.Contains(err.Error(), tc.want)) {
 			t.Errorf("%s: %d sources, asks %t, %v", tc.name, len(stack), asks, err)
 		}

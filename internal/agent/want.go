@@ -6,11 +6,13 @@ import (
 	"strings"
 
 	"github.com/vethwall/vethwall/docker"
+	"github.com/vethwall/vethwall/internal/config"
 	"github.com/vethwall/vethwall/policy"
 	"github.com/vethwall/vethwall/xdp"
 )
 
-// want is what a container asks for. It follows from what Docker says of the container, and from its groups.
+// want is what a container asks for. It follows from what Docker says of the container, from its groups and from the
+// configuration.
 type want struct {
 	policy string // canonical text, with the origin of each part where there are several
 	// tables is nil where the container must be closed, because of problem.
@@ -26,8 +28,8 @@ type want struct {
 }
 
 // wanted is what c asks for; false where it asks for nothing.
-func wanted(c docker.Container, k known) (want, bool) {
-	stack, asks, warnings, err := Stack(c.Labels, c.ImageLabels, c.ImageKnown)
+func wanted(c docker.Container, k known, conf config.Config) (want, bool) {
+	stack, asks, warnings, err := Stack(c, conf)
 	if !asks {
 		return want{}, false
 	}
@@ -44,10 +46,8 @@ func wanted(c docker.Container, k known) (want, bool) {
 	if k.outside && asksDNS(stack) {
 		w.warnings = append(w.warnings, "a resolver of the host is on its loopback: the engine asks it from the host, and no rule sees these queries; docker run --dns ADDRESS avoids it")
 	}
-	for _, s := range stack {
-		if s.Policy.Hook != policy.HookAuto {
-			w.mode = xdp.Mode(s.Policy.Hook.String())
-		}
+	if hook := Hook(stack, conf); hook != policy.HookAuto {
+		w.mode = xdp.Mode(hook.String())
 	}
 	if w.loophole = Loophole(c); w.loophole != "" {
 		w.holds = false
@@ -63,9 +63,9 @@ func asksDNS(s policy.Stack) bool {
 	})
 }
 
-// StackText is the canonical text of a stack: that of its only source, or each with its origin.
+// StackText is the canonical text of a stack: that of its only source, if that is labels, or each with its origin.
 func StackText(s policy.Stack) string {
-	if len(s) == 1 {
+	if len(s) == 1 && (s[0].Origin == originLabels || s[0].Origin == originImage) {
 		return s[0].Policy.Text()
 	}
 	var parts []string

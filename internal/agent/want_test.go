@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/vethwall/vethwall/docker"
+	"github.com/vethwall/vethwall/internal/config"
 	"github.com/vethwall/vethwall/policy"
 	"github.com/vethwall/vethwall/xdp"
 )
@@ -62,7 +63,7 @@ func TestWanted(t *testing.T) {
 	} {
 		c := box(1, true, "xdp.drop=udp")
 		tc.change(&c)
-		w, asks := wanted(c, known{})
+		w, asks := wanted(c, known{}, config.Config{})
 		if asks != tc.asks || w.policy != tc.policy || w.mode != tc.mode || w.holds != tc.holds || (w.tables != nil) != tc.open {
 			t.Errorf("%s: %+v, asks %t", tc.name, w, asks)
 		}
@@ -88,6 +89,8 @@ func TestStackText(t *testing.T) {
 		"":             {},
 		"xdp.drop=udp": {udp},
 		"labels(xdp.drop=udp) image(xdp.drop=tcp)": {udp, tcp},
+		"floor(xdp.drop=udp)":                      {{Origin: originFloor, Policy: udp.Policy}},
+		"config(xdp.drop=udp)":                     {{Origin: originConfig, Policy: udp.Policy}},
 	} {
 		if got := StackText(stack); got != want {
 			t.Errorf("%q, want %q", got, want)

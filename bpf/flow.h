@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT OR GPL-2.0-only */
 #pragma once
 
-#include "judge.h"
+#include "antispoof.h"
+#include "event.h"
 
 #define SECOND 1000000000ULL
 #define UNANSWERED_TIMEOUT (30 * SECOND)
@@ -15,15 +16,14 @@
 
 /*
  * A cell for an address, as a function that the verifier reads once: what is known of its caller's packet
- * would otherwise make it many. The same for converse.
+ * would otherwise make it many. The same for converse. d is a direction, or one + 2 for its limits.
  */
 __noinline __u32 find_cell_called(const struct policy *policy, __u32 d, __u32 service,
 				  const struct flow_key *k)
 {
 	if (!policy || !k)
 		return CELL_NO_POLICY;
-	return find_cell(d == EGRESS ? &policy->table[EGRESS] : &policy->table[INGRESS], service,
-			 k->family, k->peer);
+	return find_cell(&policy->table[d & 3], service, k->family, k->peer);
 }
 
 /* The maps of one container. */
@@ -35,13 +35,13 @@ struct state {
 
 static __always_inline int find_state(__u32 block, struct state *s)
 {
-	__u32 *id = bpf_map_lookup_elem(&states, &block);
+	struct shared *shared = bpf_map_lookup_elem(&states, &block);
 
-	if (!id)
+	if (!shared)
 		return 0;
-	s->unanswered = bpf_map_lookup_elem(&unanswered, id);
-	s->answered = bpf_map_lookup_elem(&answered, id);
-	s->fragments = bpf_map_lookup_elem(&fragments, id);
+	s->unanswered = bpf_map_lookup_elem(&unanswered, &shared->state);
+	s->answered = bpf_map_lookup_elem(&answered, &shared->state);
+	s->fragments = bpf_map_lookup_elem(&fragments, &shared->state);
 	return s->unanswered && s->answered && s->fragments;
 }
 
@@ -86,7 +86,7 @@ static __always_inline struct verdict may_go_on(const struct policy *policy, str
 	if (f->generation == policy->generation)
 		return v;
 	v = verdict_of(find_cell_called(policy, f->opener, f->service, k), REASON_NO_POLICY);
-	if (v.reason == REASON_PASS)
+	if (passes(v))
 		f->generation = policy->generation;
 	return v;
 }
@@ -119,7 +119,7 @@ static __always_inline int goes_on(const struct policy *policy, const struct sta
 	}
 	if (f && now - f->seen < idle_time(f, k->proto)) {
 		*v = may_go_on(policy, f, k);
-		if (v->reason != REASON_PASS) {
+		if (!passes(*v)) {
 			bpf_map_delete_elem(s->answered, k);
 			return 1;
 		}
@@ -141,7 +141,7 @@ static __always_inline int goes_on(const struct policy *policy, const struct sta
 		return 0;
 	}
 	*v = may_go_on(policy, f, k);
-	if (v->reason != REASON_PASS) {
+	if (!passes(*v)) {
 		bpf_map_delete_elem(s->unanswered, k);
 		return 1;
 	}
@@ -156,7 +156,7 @@ static __always_inline int goes_on(const struct policy *policy, const struct sta
 	answered.seen = now;
 	note_tcp(&answered, p);
 	if (bpf_map_update_elem(s->answered, k, &answered, BPF_ANY))
-		v->reason = REASON_TABLE_FULL;
+		*v = verdict_of(cell_for(policy, REASON_TABLE_FULL), 0);
 	else
 		bpf_map_delete_elem(s->unanswered, k);
 	return 1;
@@ -171,9 +171,12 @@ static __always_inline struct verdict judge_midstream(const struct policy *polic
 						      const struct packet *p, enum direction d,
 						      const struct flow_key *k, struct verdict own)
 {
-	if (own.reason != REASON_PASS || own.allowed)
+	struct verdict other;
+
+	if (!passes(own) || own.allowed)
 		return own;
-	return verdict_of(find_cell_called(policy, !d, p->reverse, k), p->reason);
+	other = verdict_of(find_cell_called(policy, !d, p->reverse, k), p->reason);
+	return passes(other) && own.reason != REASON_PASS ? own : other;
 }
 
 static __always_inline int is_multicast(const struct packet *p)
@@ -194,26 +197,36 @@ static __always_inline void fragment_key(const struct packet *p, struct fragment
 	k->family = p->family;
 }
 
-static __always_inline int follows_first(const struct policy *policy, const struct state *s,
-					 const struct packet *p, __u64 now)
+/* Functions of their own, as find_cell_called is, for the room on the stack. */
+__noinline int follows_first(const struct policy *policy, const struct packet *p, __u32 block,
+			     __u64 now)
 {
 	struct fragment_key k = {};
 	struct first_fragment *first;
+	struct state s;
 
+	if (!policy || !p || !find_state(block, &s))
+		return 0;
 	fragment_key(p, &k);
-	first = bpf_map_lookup_elem(s->fragments, &k);
+	first = bpf_map_lookup_elem(s.fragments, &k);
 	return first && first->generation == policy->generation &&
 	       now - first->seen < FRAGMENT_TIMEOUT && p->part_from >= first->end;
 }
 
-static __always_inline void note_first(const struct policy *policy, const struct state *s,
-				       const struct packet *p, __u64 now)
+__noinline int note_first(const struct policy *policy, const struct packet *p, __u32 block,
+			  __u64 now)
 {
-	struct first_fragment first = { now, p->part_to, policy->generation };
+	struct first_fragment first = { now };
 	struct fragment_key k = {};
+	struct state s;
 
+	if (!policy || !p || !find_state(block, &s))
+		return 0;
+	first.end = p->part_to;
+	first.generation = policy->generation;
 	fragment_key(p, &k);
-	bpf_map_update_elem(s->fragments, &k, &first, BPF_ANY);
+	bpf_map_update_elem(s.fragments, &k, &first, BPF_ANY);
+	return 0;
 }
 
 /*
@@ -230,7 +243,7 @@ __noinline __u32 converse(const struct policy *policy, const struct packet *p, _
 
 	if (!policy || !p || d > INGRESS || !find_state(block, &s))
 		return CELL_NO_POLICY;
-	if (p->fragment == LATER_FRAGMENT && follows_first(policy, &s, p, now))
+	if (p->fragment == LATER_FRAGMENT && follows_first(policy, p, block, now))
 		return CELL;
 	flow_key(p, d, &k);
 	/* What could not be read, is not IP, or goes to many is judged alone. */
@@ -239,11 +252,11 @@ __noinline __u32 converse(const struct policy *policy, const struct packet *p, _
 
 	if (!goes_on(policy, &s, p, d, &k, now, &v)) {
 		if (p->quotes)
-			return CELL | REASON_BAD_QUOTE;
+			return cell_for(policy, REASON_BAD_QUOTE);
 		v = verdict_of(find_cell_called(policy, d, p->service, &k), 0);
 		if (p->proto == IPPROTO_TCP && !is_syn(p))
 			v = judge_midstream(policy, p, d, &k, v);
-		if (v.reason != REASON_PASS)
+		if (!passes(v))
 			return cell_of(v);
 		f.seen = now;
 		f.service = p->service;
@@ -251,10 +264,10 @@ __noinline __u32 converse(const struct policy *policy, const struct packet *p, _
 		f.opener = d;
 		note_tcp(&f, p);
 		if (bpf_map_update_elem(s.unanswered, &k, &f, BPF_ANY))
-			v.reason = REASON_TABLE_FULL;
+			v = verdict_of(cell_for(policy, REASON_TABLE_FULL), 0);
 	}
-	if (v.reason == REASON_PASS && p->fragment == FIRST_FRAGMENT && !p->quotes)
-		note_first(policy, &s, p, now);
+	if (passes(v) && p->fragment == FIRST_FRAGMENT && !p->quotes)
+		note_first(policy, p, block, now);
 	return cell_of(v);
 }
 
@@ -273,9 +286,21 @@ static __always_inline struct verdict judge_packet(const struct policy *policy,
 {
 	if (p->builtin)
 		return (struct verdict){};
-	if (!policy->stateful)
+	if (!(policy->flags & POLICY_STATEFUL))
 		return judge_alone(policy, p, d);
 	return verdict_of(converse(policy, p, device->counters, d), p->reason);
+}
+
+/* Counts a packet, and notes it where that is asked for. */
+static __always_inline void tell(const struct device *device, const struct policy *policy,
+				 const struct packet *p, enum direction d, struct verdict v,
+				 __u32 bytes)
+{
+	int log = v.reason != REASON_PASS ? !v.quiet : policy && policy->flags & POLICY_LOG_PASSES;
+
+	count(device, d, v, bytes);
+	if (log)
+		note_event(p, device, cell_of(v), bytes);
 }
 
 /* Where the policy of a device stands, NULL with the verdict where it has none to judge by. */

@@ -6,8 +6,9 @@
 #include "tree.h"
 
 /*
- * A cell is a verdict: bit 31, the direction and slot of the rule's counter << 8, the reason; ALLOWED where an
- * allow rule says that it passes, and not a default.
+ * A cell is a verdict: bit 31, the direction and slot of the rule's counter << 8, the reason. ALLOWED where an
+ * allow rule says that it passes, and not a default; AUDIT where it passes although there is a reason against it; QUIET
+ * where that is not to be logged. In the trees of limits it is bit 31 and one bit for each limit.
  * REASON_UNREADABLE stands for the reason for which the packet could not be read.
  *
  * Without bit 31, what a services tree holds is a class, or the first node of a table of what each of
@@ -21,6 +22,8 @@
 #define REST (1u << 29)
 #define RESTS 4
 #define ALLOWED (1u << 16)
+#define AUDIT (1u << 17)
+#define QUIET (1u << 18)
 #define REASON_UNREADABLE 0xff
 #define CELL_NO_POLICY (CELL | REASON_NO_POLICY)
 
@@ -37,9 +40,16 @@ struct rest {
 
 struct verdict {
 	__u8 reason;
-	__u8 rule; /* direction * RULE_SLOTS + slot, where reason is REASON_RULE */
+	__u8 rule; /* direction * RULE_SLOTS + slot, where reason is REASON_RULE or REASON_LIMIT */
 	__u8 allowed; /* by an allow rule */
+	__u8 audited;
+	__u8 quiet;
 };
+
+static __always_inline int passes(struct verdict v)
+{
+	return v.reason == REASON_PASS || v.audited;
+}
 
 static __always_inline __u32 find_service(const struct table *t, __u32 service)
 {
@@ -109,6 +119,8 @@ static __always_inline struct verdict verdict_of(__u32 cell, __u8 why)
 	v.reason = cell & 0xff;
 	v.rule = cell >> 8 & (2 * RULE_SLOTS - 1);
 	v.allowed = !!(cell & ALLOWED);
+	v.audited = !!(cell & AUDIT);
+	v.quiet = !!(cell & QUIET);
 	if (v.reason == REASON_UNREADABLE)
 		v.reason = why;
 	return v;
@@ -116,7 +128,13 @@ static __always_inline struct verdict verdict_of(__u32 cell, __u8 why)
 
 static __always_inline __u32 cell_of(struct verdict v)
 {
-	return CELL | v.rule << 8 | v.reason;
+	return CELL | v.rule << 8 | v.reason | (v.audited ? AUDIT : 0) | (v.quiet ? QUIET : 0);
+}
+
+/* For a reason that lies in no rule, so that the flags of the whole policy hold. */
+static __always_inline __u32 cell_for(const struct policy *policy, enum reason reason)
+{
+	return CELL | reason | (policy->flags & (AUDIT | QUIET));
 }
 
 /* The device's entry, zero where it has none. */
@@ -147,9 +165,12 @@ static __always_inline void count(const struct device *d, enum direction directi
 
 	if (!block)
 		return;
-	c = v.reason == REASON_RULE ?
-		    &block->rule[v.rule / RULE_SLOTS & 1][v.rule & (RULE_SLOTS - 1)] :
-		    &block->reason[direction][v.reason & (REASON_SLOTS - 1)];
+	if (v.reason == REASON_RULE || v.reason == REASON_LIMIT)
+		c = &block->rule[v.rule / RULE_SLOTS & 1][v.rule & (RULE_SLOTS - 1)];
+	else if (v.audited)
+		c = &block->audited[direction][v.reason & (REASON_SLOTS - 1)];
+	else
+		c = &block->reason[direction][v.reason & (REASON_SLOTS - 1)];
 	c->packets++;
 	c->bytes += bytes;
 }

@@ -18,6 +18,10 @@
 #define MAX_UNANSWERED 4096
 #define MAX_ANSWERED 16384
 #define MAX_FRAGMENTED 128
+/* Limits of one direction of one policy. */
+#define MAX_LIMITS 16
+/* A power of two. */
+#define MAX_EVENTS 16384
 
 /* A power of two, so that an ifindex finds its slot by its low bits. */
 #define DEVICE_SLOTS 16384
@@ -61,14 +65,19 @@ struct policy {
 	/* Its part of nodes; user space finds free room by these. */
 	__u32 first_node;
 	__u32 num_nodes;
-	struct table table[2]; /* by direction: egress, ingress */
+	/* What the rules say, by direction: egress, ingress; then which limits hold, likewise. */
+	struct table table[4];
+	__u32 rates[2]; /* by direction: a node that is MAX_LIMITS rates (limit.h) */
 	/* Never the same for two policies: a conversation that carries another is judged anew. */
 	__u32 generation;
-	/* Whether it takes to know who opened a conversation. */
-	__u32 stateful;
+	__u32 flags; /* POLICY_, and AUDIT and QUIET of judge.h for reasons that no source gives */
 	/* SHA-256 of the nodes and tables, for sharing between equal policies. */
 	__u8 digest[32];
 };
+
+#define POLICY_STATEFUL 1 /* it takes to know who opened a conversation */
+#define POLICY_LOG_PASSES 2
+#define POLICY_LIMITS 4 /* << direction: it has limits */
 
 /*
  * Which policy a device has. Read and written as one 64-bit number, so that a reader sees the old
@@ -80,13 +89,27 @@ struct device {
 	__u16 counters; /* its block */
 };
 
+/*
+ * Who a device's container is (antispoof): its MAC, and the policy whose peers are its own addresses, 0 where
+ * addresses are not judged. Read and written as one 64-bit number.
+ */
+struct identity {
+	__u8 mac[6];
+	__u16 own; /* and TWO_HOOKS */
+};
+
+/* What the container sends is judged by XDP, and again at tc ingress where it came past that. */
+#define TWO_HOOKS 0x8000
+
 struct counter {
 	__u64 packets;
 	__u64 bytes; /* layer 2, without FCS */
 };
 
 struct counter_block {
-	struct counter reason[2][REASON_SLOTS]; /* by direction; [.][REASON_RULE] stays 0 */
+	/* By direction; those of REASON_RULE and REASON_LIMIT stay 0. */
+	struct counter reason[2][REASON_SLOTS];
+	struct counter audited[2][REASON_SLOTS]; /* would have been dropped for it */
 	struct counter rule[2][RULE_SLOTS]; /* by the direction that the rules are of */
 };
 
@@ -211,12 +234,95 @@ struct fragments_map {
 	__uint(value_size, sizeof(struct first_fragment));
 };
 
-/* Which state a counter block's device has, and the maps of each state: those of a container's devices are one. */
+/*
+ * Which state and which buckets a counter block's device has, 0 for none: the devices of one container share
+ * theirs.
+ */
+struct shared {
+	__u32 state;
+	__u32 buckets;
+};
+
+/* When each bucket of limits is empty again: ns since boot. The buckets with number 0 are nobody's. */
+struct bucket_set {
+	__u64 empty[2][MAX_LIMITS]; /* by direction */
+};
+
+/*
+ * A packet that was dropped, or passed where that is logged: a sample. number is its place in the order of all plus one,
+ * and 0 while the rest is being written, so that readers notice; the slot is the low bits of the place.
+ */
+struct event {
+	__u64 number;
+	__u64 time; /* ns since boot, coarse */
+	__u32 ifindex;
+	__u32 bytes; /* layer 2 */
+	/* What could be read of the packet, as in struct packet; of an ICMP error, what it is about. */
+	__u32 src[4];
+	__u32 dst[4];
+	__u16 sport;
+	__u16 dport;
+	__u8 family;
+	__u8 proto;
+	__u8 direction;
+	__u8 reason;
+	__u8 rule; /* direction * RULE_SLOTS + slot, where reason is REASON_RULE or REASON_LIMIT */
+	__u8 audited; /* it passed all the same */
+	__u8 zero[6];
+};
+
+/* Who a counter block's device is. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, MAX_DEVICES);
 	__type(key, __u32);
-	__type(value, __u32);
+	__type(value, struct identity);
+} identities SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, MAX_DEVICES);
+	__type(key, __u32);
+	__type(value, struct bucket_set);
+} buckets SEC(".maps");
+
+/* A ring that any number of readers look at and nobody empties, so that the last events outlive every reader. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, MAX_EVENTS);
+	__type(key, __u32);
+	__type(value, struct event);
+} events SEC(".maps");
+
+/* When the bucket of a counter block's events is empty again: ns since boot. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, MAX_DEVICES);
+	__type(key, __u32);
+	__type(value, __u64);
+} event_times SEC(".maps");
+
+/* Single numbers. */
+struct global {
+	__u64 num_events; /* so far */
+	/* What XDP writes in front of a packet for tc ingress to know it by: random, user space makes it. */
+	__u64 stamp;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct global);
+} globals SEC(".maps");
+
+/* By counter block. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, MAX_DEVICES);
+	__type(key, __u32);
+	__type(value, struct shared);
 } states SEC(".maps");
 
 struct {

@@ -31,6 +31,22 @@
 #define ICMPV6_ECHO_REQUEST 128
 #define ICMPV6_ECHO_REPLY 129
 
+/* RFC 4861 */
+#define ND_ROUTER_SOLICIT 133
+#define ND_ROUTER_ADVERT 134
+#define ND_NEIGHBOR_SOLICIT 135
+#define ND_NEIGHBOR_ADVERT 136
+#define ND_REDIRECT 137
+#define ND_SOURCE_ADDRESS 1 /* options: link-layer addresses */
+#define ND_TARGET_ADDRESS 2
+#define ND_NONCE 14 /* RFC 3971: of duplicate address detection (RFC 7527) */
+
+/* RFC 2131, RFC 8415 */
+#define DHCP_SERVER 67
+#define DHCP_CLIENT 68
+#define DHCP6_SERVER 547
+#define DHCP6_CLIENT 546
+
 /*
  * A service key stands for what a packet asks for, in one 32-bit number, so that one tree finds it:
  *   proto << 16 | destination port      TCP, UDP, SCTP
@@ -60,12 +76,19 @@ struct packet {
 	__u32 service; /* service key of what the sender asks for */
 	__u32 reverse; /* service key if it answers instead; TCP, UDP and SCTP only, else service */
 	__u32 src[4]; /* host byte order; IPv4 in [0] */
-	__u32 dst[4];
+	union {
+		__u32 dst[4];
+		__u32 claim[4]; /* where claims is set: an address that is the sender's, he says */
+	};
 	__u32 id; /* of the packet that this is a fragment of */
 	__u32 part_from; /* what this fragment has of it, in bytes; */
 	__u32 part_to; /* exclusive */
 	__u32 quote; /* where the quote of an ICMP error begins, and where it ends at the latest, */
 	__u32 limit; /* in bytes from the begin of the frame */
+	__u32 headers; /* bytes up to the payload of TCP or UDP, which each segment repeats; else 0 */
+	__u64 mac; /* the source, in the low 48 bits as it stands in the frame */
+	__u32 segments; /* packets on the wire, at tc only */
+	__u32 bytes; /* their layer 2 bytes */
 	__u16 sport; /* host byte order; of an ICMP echo the identifier, of other ICMP 0 */
 	__u16 dport; /* of an ICMP echo 0, of other ICMP the type */
 	__u8 family; /* 4, 6, or 0 when there are no addresses */
@@ -78,6 +101,8 @@ struct packet {
 	__u8 fragment; /* FIRST_FRAGMENT or LATER_FRAGMENT */
 	__u8 part_proto; /* in IPv6 of the first header that is fragmented */
 	__u8 quotes; /* an ICMP error: all else here is of the packet that it quotes, turned round */
+	__u8 claims; /* the family of claim, 0 for none */
+	__u8 forged; /* what no container has to send: antispoof drops it, wherever it is from */
 };
 
 enum { ECHO_REQUEST = 1, ECHO_REPLY };
@@ -172,6 +197,8 @@ static __always_inline void read_icmp(struct packet *p, __u8 proto, const __u8 *
 
 	p->service = p->reverse = (__u32)proto << 16 | type;
 	p->quotes = is_icmp_error(p, type);
+	p->forged |= p->family == 4 ? type == ICMP_REDIRECT :
+				      type == ND_ROUTER_ADVERT || type == ND_REDIRECT;
 	p->dport = type;
 	if (type == request || type == reply) {
 		p->echo = type == request ? ECHO_REQUEST : ECHO_REPLY;
@@ -206,13 +233,20 @@ static __always_inline void read_transport(struct cursor *c, struct packet *p, _
 			if (header[12] >> 4 < 5)
 				return unknown_service(p, proto, REASON_BAD_HEADER);
 			p->tcp_flags = header[13];
+			p->headers = offset(c) - 20 + (header[12] >> 4) * 4;
 		}
 		if (header)
 			return read_ports(p, proto, (__be16 *)header);
 	} else if (proto == IPPROTO_UDP) {
 		header = take(c, r == READ_QUOTE ? 4 : 8);
-		if (header)
-			return read_ports(p, proto, (__be16 *)header);
+		if (header) {
+			read_ports(p, proto, (__be16 *)header);
+			p->headers = offset(c);
+			p->forged = p->family == 4 ?
+					    p->sport == DHCP_SERVER && p->dport == DHCP_CLIENT :
+					    p->sport == DHCP6_SERVER && p->dport == DHCP6_CLIENT;
+			return;
+		}
 	} else if (proto == PROTO_SCTP) {
 		header = take(c, r == READ_QUOTE ? 4 : 12);
 		if (header)
@@ -319,6 +353,70 @@ static __always_inline int is_builtin6(const struct ipv6hdr *ip, struct cursor c
 	return 0;
 }
 
+static __always_inline int is_zero(const __u32 *a)
+{
+	return !(a[0] | a[1] | a[2] | a[3]);
+}
+
+static __always_inline __u64 read_mac(const __u8 *mac)
+{
+	return *(__u32 *)mac | (__u64) * (__u16 *)(mac + 4) << 32;
+}
+
+/*
+ * What neighbour discovery and MLD that are built in say of their sender. More than one option, or another than a host
+ * has to send, is forged: it would be room for data.
+ */
+static __always_inline void read_claims6(struct cursor c, struct packet *p)
+{
+	__u8 *icmp = take(&c, 8), *option;
+	__u32 *target;
+
+	if (!icmp)
+		return;
+	p->forged = icmp[0] == ND_ROUTER_ADVERT || icmp[0] == ND_REDIRECT;
+	if (icmp[0] < ND_ROUTER_SOLICIT || icmp[0] > ND_NEIGHBOR_ADVERT)
+		return;
+	if (icmp[0] != ND_ROUTER_SOLICIT) {
+		target = take(&c, 16);
+		if (!target) {
+			p->forged = 1;
+			return;
+		}
+		/* Who asks without an address of his own asks whether this one is free for him. */
+		if (icmp[0] == ND_NEIGHBOR_ADVERT || is_zero(p->src)) {
+			p->claims = 6;
+			for (int i = 0; i < 4; i++)
+				p->claim[i] = bpf_ntohl(target[i]);
+		}
+	}
+	if (offset(&c) == c.limit)
+		return;
+	option = take(&c, 8);
+	if (!option || offset(&c) != c.limit || option[1] != 1)
+		p->forged = 1;
+	else if (option[0] == ND_SOURCE_ADDRESS || option[0] == ND_TARGET_ADDRESS)
+		p->forged |= read_mac(option + 2) != p->mac;
+	else
+		p->forged |= option[0] != ND_NONCE || !is_zero(p->src);
+}
+
+/* RFC 826: Ethernet and IPv4, the only kind there is. */
+static __always_inline void read_arp(struct cursor *c, struct packet *p)
+{
+	const __u8 *arp = take(c, 28);
+
+	p->builtin = 1;
+	if (!arp || *(__be32 *)arp != bpf_htonl(0x00010800) || arp[4] != 6 || arp[5] != 4 ||
+	    read_mac(arp + 8) != p->mac) {
+		p->forged = 1;
+		return;
+	}
+	/* A probe claims nothing yet (RFC 5227). */
+	p->claim[0] = (__u32)arp[14] << 24 | arp[15] << 16 | arp[16] << 8 | arp[17];
+	p->claims = p->claim[0] ? 4 : 0;
+}
+
 /* RFC 8200. The cursor stands at the header; afterwards it ends where the packet does. */
 static __always_inline void read_ipv6(struct cursor *c, struct packet *p, enum reading r)
 {
@@ -382,6 +480,8 @@ static __always_inline void read_ipv6(struct cursor *c, struct packet *p, enum r
 	if (r == READ_FRAME && proto == IPPROTO_ICMPV6 && short_reason == REASON_TRUNCATED &&
 	    is_builtin6(ip, *c, p->direction)) {
 		p->builtin = 1;
+		if (p->direction == EGRESS)
+			read_claims6(*c, p);
 		return;
 	}
 	read_transport(c, p, proto, short_reason, r);
@@ -441,6 +541,7 @@ static __always_inline void read_frame(void *data, void *end, __u32 length, enum
 	p->direction = d;
 	if (!eth)
 		return unknown(p, ALL_UNKNOWN, REASON_TRUNCATED);
+	p->mac = read_mac(eth->h_source);
 	type = eth->h_proto;
 	for (int i = 0; i <= MAX_VLAN_TAGS; i++) {
 		__be16 *tag;
@@ -460,7 +561,7 @@ static __always_inline void read_frame(void *data, void *end, __u32 length, enum
 	} else if (type == bpf_htons(ETH_P_IPV6)) {
 		read_ipv6(&c, p, READ_FRAME);
 	} else if (type == bpf_htons(ETH_P_ARP)) {
-		p->builtin = 1;
+		read_arp(&c, p);
 		return;
 	} else {
 		p->service = NOT_IP;

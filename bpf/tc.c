@@ -4,7 +4,8 @@
  * where XDP is not the hook or not enough.
  */
 
-#include "flow.h"
+#include "limit.h"
+#include "stamp.h"
 
 #define TC_PASS -1 /* TC_ACT_UNSPEC: what is attached after us has its say */
 #define TC_DROP 2 /* TC_ACT_SHOT */
@@ -48,41 +49,82 @@ static __always_inline void read_skb(struct __sk_buff *skb, enum direction d, st
 
 	pull(skb, USUAL_HEADERS);
 	whole = read_linear(skb, d, p);
-	if (p->quotes && !turn_skb(skb, p))
-		unknown_proto(p, REASON_BAD_QUOTE);
-	if (p->reason == REASON_PASS || whole)
+	if (whole || (p->reason == REASON_PASS && !p->quotes))
 		return;
 	pull(skb, MAX_OFFSET);
 	__builtin_memset(p, 0, sizeof(*p));
 	read_linear(skb, d, p);
-	if (p->quotes && !turn_skb(skb, p))
-		unknown_proto(p, REASON_BAD_QUOTE);
 }
 
-static __always_inline int judge_skb(struct __sk_buff *skb, enum direction direction)
+/* How many packets it is on the wire, and how long they are together: each segment repeats the headers. */
+static __always_inline void measure(struct __sk_buff *skb, struct packet *p)
+{
+	__u32 size = skb->gso_size;
+
+	p->segments = 1;
+	p->bytes = skb->len;
+	if (!size || !p->headers || skb->len <= p->headers)
+		return;
+	/* Not gso_segs, which a sender of raw frames need not set. */
+	p->segments = (skb->len - p->headers + size - 1) / size;
+	p->bytes += (p->segments - 1) * p->headers;
+}
+
+static __always_inline struct verdict limit_skb(struct __sk_buff *skb, const struct policy *policy,
+						const struct device *device, struct packet *p,
+						enum direction d, struct verdict v)
+{
+	struct verdict limited;
+
+	measure(skb, p);
+	limited = verdict_of(
+		hold_to_limits(policy, p, device->counters, d, find_limits(policy, p, d)), 0);
+	return passes(limited) && v.reason != REASON_PASS ? v : limited;
+}
+
+static __always_inline struct verdict judge_skb(struct __sk_buff *skb, const struct policy *policy,
+						const struct device *device, struct packet *p,
+						enum direction d)
+{
+	__u32 cell = d == EGRESS ? take_stamp(skb) : 0;
+	struct verdict v = verdict_of(cell, 0);
+	__u32 limits = policy->flags & POLICY_LIMITS << d;
+
+	if (cell && v.reason == REASON_PASS && !limits && !(policy->flags & POLICY_LOG_PASSES))
+		return v;
+	read_skb(skb, d, p);
+	if (!cell && d == EGRESS)
+		v = verdict_of(cell_for(policy, antispoof(find_identity(device), p)), 0);
+	if (v.reason == REASON_PASS && p->quotes && !turn_skb(skb, p))
+		unknown_proto(p, REASON_BAD_QUOTE);
+	if (!cell && v.reason == REASON_PASS)
+		v = judge_packet(policy, device, p, d);
+	if (limits && passes(v) && !p->builtin)
+		v = limit_skb(skb, policy, device, p, d, v);
+	return v;
+}
+
+static __always_inline int filter_skb(struct __sk_buff *skb, enum direction d)
 {
 	struct device device = find_device(skb->ifindex);
+	struct packet p = { .direction = d };
 	struct verdict v = {};
 	struct policy *policy = find_policy(&device, &v);
 
-	if (policy) {
-		struct packet p = {};
-
-		read_skb(skb, direction, &p);
-		v = judge_packet(policy, &device, &p, direction);
-	}
-	count(&device, direction, v, skb->len);
-	return v.reason == REASON_PASS ? TC_PASS : TC_DROP;
+	if (policy)
+		v = judge_skb(skb, policy, &device, &p, d);
+	tell(&device, policy, &p, d, v, skb->len);
+	return passes(v) ? TC_PASS : TC_DROP;
 }
 
 SEC("tc")
 int vethwall_received(struct __sk_buff *skb)
 {
-	return judge_skb(skb, INGRESS);
+	return filter_skb(skb, INGRESS);
 }
 
 SEC("tc")
 int vethwall_sent(struct __sk_buff *skb)
 {
-	return judge_skb(skb, EGRESS);
+	return filter_skb(skb, EGRESS);
 }

@@ -2,6 +2,7 @@
 /* What a container sends, judged by XDP on the host-side veth. */
 
 #include "flow.h"
+#include "stamp.h"
 
 /* Functions that are not static are read by the verifier once, whatever their caller knows. */
 __noinline int turn_xdp(struct xdp_md *ctx, struct packet *p)
@@ -14,18 +15,26 @@ int vethwall_xdp(struct xdp_md *ctx)
 {
 	void *data = (void *)(long)ctx->data;
 	void *end = (void *)(long)ctx->data_end;
+	__u32 bytes = end - data;
 	struct device device = find_device(ctx->ingress_ifindex);
+	struct packet p = { .direction = EGRESS };
+	struct identity id = {};
 	struct verdict v = {};
 	struct policy *policy = find_policy(&device, &v);
 
 	if (policy) {
-		struct packet p = {};
-
-		read_frame(data, end, end - data, EGRESS, &p);
-		if (p.quotes && !turn_xdp(ctx, &p))
-			unknown_proto(&p, REASON_BAD_QUOTE);
-		v = judge_packet(policy, &device, &p, EGRESS);
+		id = find_identity(&device);
+		read_frame(data, end, bytes, EGRESS, &p);
+		v = verdict_of(cell_for(policy, antispoof(id, &p)), 0);
+		if (v.reason == REASON_PASS) {
+			if (p.quotes && !turn_xdp(ctx, &p))
+				unknown_proto(&p, REASON_BAD_QUOTE);
+			v = judge_packet(policy, &device, &p, EGRESS);
+		}
 	}
-	count(&device, EGRESS, v, end - data);
-	return v.reason == REASON_PASS ? XDP_PASS : XDP_DROP;
+	/* Who judges last counts. */
+	if (id.own & TWO_HOOKS && passes(v) && stamp(ctx, cell_of(v)))
+		return XDP_PASS;
+	tell(&device, policy, &p, EGRESS, v, bytes);
+	return passes(v) ? XDP_PASS : XDP_DROP;
 }

@@ -20,6 +20,8 @@ type Network struct {
 	// neither.
 	Subnets  []netip.Prefix
 	Gateways []netip.Addr
+	// Bridge is the name of its Linux bridge, "" where Docker chose one.
+	Bridge string
 }
 
 // Networks returns every network, sorted by id.
@@ -30,7 +32,7 @@ func (c *Client) Networks(ctx context.Context) ([]Network, error) {
 	}
 	out := make([]Network, 0, len(all))
 	for _, s := range all {
-		n := Network{ID: s.ID, Name: s.Name, Driver: s.Driver}
+		n := Network{ID: s.ID, Name: s.Name, Driver: s.Driver, Bridge: s.Options["com.docker.network.bridge.name"]}
 		for _, c := range s.IPAM.Config {
 			if p, err := netip.ParsePrefix(c.Subnet); err == nil {
 				n.Subnets = append(n.Subnets, p.Masked())

@@ -57,6 +57,8 @@ func (s Stack) Stateful() bool {
 type Conversations struct {
 	// MaxAnswered bounds the answered conversations; 0 stands for the constant of that name.
 	MaxAnswered int
+	// Identity is what the container's packets must carry; nil where that is not judged.
+	Identity *Identity
 
 	open   map[conversationKey]*conversation
 	firsts map[fragmentKey]firstFragment
@@ -87,8 +89,9 @@ type conversation struct {
 	// opener is the direction of the packet that opened it, question what that packet asked for.
 	opener   Direction
 	question subject
-	answered bool // a packet against the opener's direction has passed
-	closing  bool // a TCP FIN or RST has passed
+	under    string // the policy that judged it last
+	answered bool   // a packet against the opener's direction has passed
+	closing  bool   // a TCP FIN or RST has passed
 	seen     time.Duration
 }
 
@@ -112,6 +115,11 @@ type firstFragment struct {
 // was opened.
 func (c *Conversations) Verdict(s Stack, dir Direction, frame []byte, now time.Duration) Verdict {
 	pkt := readFrame(frame)
+	if dir == Egress && c.Identity != nil {
+		if why := c.Identity.judge(pkt); why != Pass {
+			return s.byNobody(why)
+		}
+	}
 	switch {
 	case !s.Stateful() || pkt.builtIn(dir):
 		return s.alone(dir, pkt)
@@ -127,7 +135,7 @@ func (c *Conversations) Verdict(s Stack, dir Direction, frame []byte, now time.D
 	}
 	v := c.converse(s, dir, asks, pkt.isError(), now)
 	// An ICMP error is never so long that it has to be fragmented (RFC 1812 4.3.2.3, RFC 4443 2.4).
-	if v.Reason == Pass && pkt.first && !pkt.isError() {
+	if v.Passes() && pkt.first && !pkt.isError() {
 		c.rememberFirst(s, pkt, now)
 	}
 	return v
@@ -151,30 +159,34 @@ func (c *Conversations) converse(s Stack, dir Direction, pkt packet, quoted bool
 		delete(c.open, key)
 	}
 	if open := c.find(key, now); open != nil {
-		// Under the policy that it was opened under this is always a pass; under another it is the
-		// conversation's end, or not.
-		if v := s.judge(open.opener, open.question); v.Reason != Pass {
+		// The policy that it was opened under has judged it; under another it ends, or not.
+		v := passes
+		if open.under != s.text() {
+			v = s.judge(open.opener, open.question)
+		}
+		if !v.Passes() {
 			delete(c.open, key)
 			return v
 		}
-		if quoted {
-			return passes
+		open.under = s.text()
+		if !quoted && !c.goOn(open, dir, pkt, now) {
+			return s.byNobody(TableFull)
 		}
-		return c.goOn(open, dir, pkt, now)
+		return v
 	}
 	if quoted {
-		return Verdict{BadQuote, -1, -1}
+		return s.byNobody(BadQuote)
 	}
 	question := subject{true, pkt.peer(dir), pkt.proto, pkt.service}
 	v := s.judge(dir, question)
-	if v.Reason == Pass && pkt.proto == protoTCP && !isSYN(pkt) {
-		v = s.judgeMidstream(dir, pkt)
+	if v.Passes() && pkt.proto == protoTCP && !isSYN(pkt) {
+		v = s.judgeMidstream(dir, pkt, v)
 	}
-	if v.Reason == Pass {
+	if v.Passes() {
 		if c.open == nil {
 			c.open = map[conversationKey]*conversation{}
 		}
-		c.open[key] = &conversation{opener: dir, question: question, closing: closes(pkt), seen: now}
+		c.open[key] = &conversation{opener: dir, question: question, under: s.text(), closing: closes(pkt), seen: now}
 	}
 	return v
 }
@@ -204,19 +216,19 @@ func (o *conversation) idleTime(proto uint8) time.Duration {
 
 // goOn lets another packet of a conversation pass, unless it is the first answer and there is no room. A reset is
 // no answer: it says that nobody is there.
-func (c *Conversations) goOn(open *conversation, dir Direction, pkt packet, now time.Duration) Verdict {
+func (c *Conversations) goOn(open *conversation, dir Direction, pkt packet, now time.Duration) (room bool) {
 	answers := dir != open.opener && pkt.flags&flagRST == 0
 	switch {
 	case !open.answered && answers:
 		if c.numAnswered(now) >= c.maxAnswered() {
-			return Verdict{TableFull, -1, -1}
+			return false
 		}
 		open.answered, open.seen = true, now
 	case !open.answered || now-open.seen > seenStep:
 		open.seen = now
 	}
 	open.closing = open.closing || closes(pkt)
-	return passes
+	return true
 }
 
 func (c *Conversations) maxAnswered() int {
@@ -246,12 +258,16 @@ func closes(pkt packet) bool { return pkt.flags&(flagFIN|flagRST) != 0 }
 
 // judgeMidstream judges a TCP packet that opens nothing, of a conversation that is not known although it passes in
 // its own direction: its entry was given up, or it is older than the policy. Whoever sends it may be the one who was
-// asked, and its destination port none that anybody opened.
-func (s Stack) judgeMidstream(dir Direction, pkt packet) Verdict {
+// asked, and its destination port none that anybody opened. own is the verdict on it in its own direction.
+func (s Stack) judgeMidstream(dir Direction, pkt packet, own Verdict) Verdict {
 	if s.allowsByRule(dir, subject{true, pkt.peer(dir), pkt.proto, pkt.to}) {
-		return passes
+		return own
 	}
-	return s.judge(dir.opposite(), subject{true, pkt.peer(dir), pkt.proto, pkt.from})
+	other := s.judge(dir.opposite(), subject{true, pkt.peer(dir), pkt.proto, pkt.from})
+	if other.Passes() && own.Reason != Pass {
+		return own
+	}
+	return other
 }
 
 // judge is what the sources of s say of something that is wholly known.

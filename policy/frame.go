@@ -33,6 +33,12 @@ type packet struct {
 	icmp []byte
 	// why is the reason for whatever is unknown, Pass where nothing is.
 	why Reason
+	// mac is the source; zero where the Ethernet header is cut, and in a quote.
+	mac [6]byte
+	// claim is an address that ARP or neighbour discovery says is the sender's; invalid for none.
+	claim netip.Addr
+	// forged is what no container has to send.
+	forged bool
 }
 
 // part is what a fragment says of its place; of several fragment headers the last one does.
@@ -85,25 +91,36 @@ func readFrame(b []byte) packet {
 	if len(b) < 14 {
 		return packet{class: anything, why: Truncated}
 	}
-	ethertype, b := binary.BigEndian.Uint16(b[12:]), b[14:]
+	mac, ethertype, b := [6]byte(b[6:]), binary.BigEndian.Uint16(b[12:]), b[14:]
 	for tags := 0; ethertype == etherVLAN || ethertype == etherQinQ; tags++ {
 		if tags == maxTags {
-			return packet{class: anything, why: TooManyTags}
+			return packet{class: anything, why: TooManyTags, mac: mac}
 		}
 		if len(b) < 4 {
-			return packet{class: anything, why: Truncated}
+			return packet{class: anything, why: Truncated, mac: mac}
 		}
 		ethertype, b = binary.BigEndian.Uint16(b[2:]), b[4:]
 	}
 	switch ethertype {
 	case etherARP:
-		return packet{class: isARP}
+		return readARP(mac, b)
 	case etherIPv4:
-		return readIPv4(b, false)
+		return readIPv4(b, false).sentBy(mac)
 	case etherIPv6:
-		return readIPv6(b, false)
+		return readIPv6(b, false).sentBy(mac)
 	}
-	return packet{class: notIP}
+	return packet{class: notIP, mac: mac}
+}
+
+// sentBy adds what antispoof asks for.
+func (p packet) sentBy(mac [6]byte) packet {
+	p.mac = mac
+	p.forged = p.isServersDHCP() || p.isRouters()
+	if p.icmp != nil && p.dst.Is6() && p.builtIn(Egress) {
+		claim, forged := p.claims()
+		p.claim, p.forged = claim, p.forged || forged
+	}
+	return p
 }
 
 // readIPv4 reads an IPv4 packet (RFC 791), or one that an ICMP error quotes. A quote is cut on purpose

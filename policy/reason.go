@@ -31,13 +31,18 @@ const (
 	BadQuote
 	// TableFull: the container has more conversations than its table holds.
 	TableFull
+	// Spoof: what the container sends does not carry its own MAC or addresses, or is what no container has to
+	// send: a router advertisement, a redirect, a DHCP server's packet.
+	Spoof
+	// LimitReached: a limit is over its rate.
+	LimitReached
 	// NumReasons is how many there are.
 	NumReasons
 )
 
 var reasonNames = [NumReasons]string{
 	"pass", "rule", "default", "quarantine", "no-policy", "truncated", "bad-header",
-	"too-many-tags", "too-many-headers", "fragment", "bad-quote", "table-full",
+	"too-many-tags", "too-many-headers", "fragment", "bad-quote", "table-full", "spoof", "limit",
 }
 
 // String is the name that users see in status, events and metrics.

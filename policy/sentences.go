@@ -6,8 +6,8 @@ import (
 	"strings"
 )
 
-// Sentences say in plain English what s does: a sentence for each direction of each source, and one more where
-// there are several sources, or where replies pass by what they answer. Long lists are cut; the canonical text is
+// Sentences say in plain English what s does: a sentence for each direction of each source, and more on what holds for all
+// of it. Long lists are cut; the canonical text is
 // the whole truth.
 func (s Stack) Sentences() []string {
 	var out []string
@@ -26,7 +26,29 @@ func (s Stack) Sentences() []string {
 	if s.Stateful() {
 		out = append(out, "A conversation is judged by its first packet; replies to one that may be opened pass.")
 	}
+	for i, source := range s {
+		if s.Audited(i) {
+			out = append(out, "Audit: what "+originPhrase(source.Origin)+" would drop is counted and passes.")
+		}
+	}
+	if len(s) > 0 {
+		out = append(out, s[0].Policy.antispoofSentence())
+	}
+	if s.LogsPasses() {
+		out = append(out, "Packets that pass are logged, too.")
+	}
 	return out
+}
+
+func (p Policy) antispoofSentence() string {
+	if p.AntispoofOff {
+		return "Whether packets carry the container's own addresses is not judged."
+	}
+	own := "addresses"
+	if len(p.Own) > 0 {
+		own += ", or those of " + Peers{Ranges: p.Own}.phrase()
+	}
+	return "What it sends must carry its own MAC and " + own + "; router advertisements, redirects and a DHCP server's packets are dropped."
 }
 
 func originPhrase(origin string) string {

@@ -64,6 +64,7 @@ func TestSentencesOfSources(t *testing.T) {
 		"What it receives, by the container's labels: UDP is dropped; everything else passes.",
 		"What it receives, by the image's labels: UDP is dropped; everything else passes.",
 		"A packet passes only if each of these lets it pass.",
+		"What it sends must carry its own MAC and addresses; router advertisements, redirects and a DHCP server's packets are dropped.",
 	}
 	if got := s.Sentences(); fmt.Sprint(got) != fmt.Sprint(want) {
 		t.Errorf("%q", got)

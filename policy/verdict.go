@@ -11,8 +11,8 @@ import (
 // does not let it pass names the verdict. An empty stack lets everything pass.
 //
 // frame begins with the destination MAC; Egress means that the container sends it, Ingress that it
-// receives it. The frame is judged alone; Conversations.Verdict knows what went before. Limits, Mode, antispoof, Log and Program play no part,
-// and a group that has no FixedRanges holds nobody: the agent puts ranges in its place before.
+// receives it. The frame is judged alone; Conversations.Verdict knows what went before. Antispoof (Identity) and limits (Limited) are
+// judged apart, Log and Program play no part, and a group that has no FixedRanges holds nobody: the agent puts ranges in its place before.
 func (s Stack) Verdict(dir Direction, frame []byte) Verdict {
 	return s.alone(dir, readFrame(frame))
 }
@@ -34,18 +34,26 @@ func (s Stack) alone(dir Direction, pkt packet) Verdict {
 }
 
 // passes is the verdict on what nothing forbids.
-var passes = Verdict{Pass, -1, -1}
+var passes = Verdict{Pass, -1, -1, false}
 
-// first is the verdict of the first source that does not let something pass.
+// first is the verdict of the first source that does not let something pass: of one that drops it, else of one in audit
+// mode that would.
 func (s Stack) first(judge func(Policy) Verdict) Verdict {
+	would := passes
 	for i, source := range s {
-		if v := judge(source.Policy); v.Reason == ByRule {
-			return Verdict{ByRule, i, v.Rule}
-		} else if v.Reason != Pass {
+		v := judge(source.Policy)
+		if v.Reason == ByRule {
+			v.Source = i
+		}
+		v.Audited = v.Reason != Pass && s.Audited(i)
+		if !v.Passes() {
 			return v
 		}
+		if would.Reason == Pass {
+			would = v
+		}
 	}
-	return passes
+	return would
 }
 
 // judgeAll is what p says of all that pkt can be, if that is one and the same.
@@ -54,7 +62,7 @@ func (p Policy) judgeAll(dir Direction, pkt packet) Verdict {
 	for s := range p.subjects(dir, pkt) {
 		v := p.judge(dir, s)
 		if common != nil && v != *common {
-			return Verdict{pkt.why, -1, -1}
+			return Verdict{pkt.why, -1, -1, false}
 		}
 		common = &v
 	}
@@ -78,12 +86,12 @@ func (p Policy) judge(dir Direction, s subject) Verdict {
 		})
 	}
 	if dropped := matches(Drop); dropped >= 0 && matches(Except) < 0 {
-		return Verdict{ByRule, 0, dropped}
+		return Verdict{ByRule, 0, dropped, false}
 	}
 	if matches(Allow) >= 0 || p.PassesByDefault(dir) {
 		return passes
 	}
-	return Verdict{ByDefault, -1, -1}
+	return Verdict{ByDefault, -1, -1, false}
 }
 
 // PassesByDefault reports what happens to what no rule matches: Default, or where it is Unset, whether there is no

@@ -92,7 +92,7 @@ func passWall(b *testing.B, mode Mode) func(*bridgeRig) {
 func ours(f *Filter, t *Tables, mode Mode) func(*bridgeRig) {
 	return func(r *bridgeRig) {
 		for _, port := range r.ports {
-			must(r.b, f.Attach(port, t, mode))
+			must(r.b, f.Attach(port, Want{Policy: t, Mode: mode}))
 			r.atClear(func() { must(r.b, f.Detach(port)) })
 		}
 	}

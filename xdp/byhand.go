@@ -75,10 +75,22 @@ func DetachByHand(dir string, ifindex int) error {
 	if err := os.Rename(f.pin(byHand), f.pin(own)); err != nil {
 		return err
 	}
+	if both, err := f.wantsBoth(ifindex); both || err != nil {
+		return err
+	}
 	if l := f.live(sent); l != nil {
 		return errors.Join(l.Detach(), os.Remove(f.pin(sent)))
 	}
 	return clsactDetach(sent)
+}
+
+// wantsBoth reports whether a device has both hooks for what is sent even without a program by hand.
+func (f *Filter) wantsBoth(ifindex int) (bool, error) {
+	p, err := newPool(&f.objs)
+	if err != nil {
+		return false, err
+	}
+	return p.identities[p.devices[ifindex].Counters].Own&twoHooks != 0, nil
 }
 
 // loadPinned loads the programs over the maps that are pinned.

@@ -13,24 +13,48 @@ import (
 	"github.com/vethwall/vethwall/policy"
 )
 
-// ruleSlots is RULE_SLOTS of bpf/maps.h: the last slot counts all rules that have none of their own.
-const ruleSlots = 32
+// ruleSlots is RULE_SLOTS of bpf/maps.h. The last slot counts all drop rules that have none of their own, the one before it
+// those of them that are audited.
+const (
+	ruleSlots    = 32
+	ownSlots     = ruleSlots - 2
+	otherSlot    = ruleSlots - 1
+	otherAudited = ruleSlots - 2
+)
 
 // Tables is a policy as the programs in bpf/ read it: trees of nodes, whose positions are counted
 // from 1 until they are placed. It is immutable.
 type Tables struct {
 	nodes []filterNode
 	flat  map[int]bool // positions in nodes that hold no links
-	table [2]filterTable
+	// table holds the rules by direction, then the limits likewise.
+	table [4]filterTable
+	rates [2]uint32 // by direction: a node that is rates, 0 for no limits
+	flags uint32
 	// Rules names the counter slots of each direction, in the order of the slots.
-	Rules [2][]string
+	Rules [2][]Counted
 	// Stateful says that verdicts depend on who opened a conversation.
 	Stateful bool
-	// Receives says that what the container receives has to be judged, too.
-	Receives bool
+	// Receives says that what the container receives has to be judged, too, and LimitsSent that what it sends is held to
+	// rates, which takes tc ingress.
+	Receives, LimitsSent bool
 	// digest tells equal policies.
 	digest [32]byte
 }
+
+// Counted is what a counter slot counts.
+type Counted struct {
+	Rule  string `json:"rule"`
+	Limit bool   `json:"limit,omitempty"`
+	Audit bool   `json:"audit,omitempty"` // it passed all the same
+}
+
+// The flags of struct policy in bpf/maps.h.
+const (
+	flagStateful  = 1
+	flagLogPasses = 2
+	flagLimits    = 4 // << direction
+)
 
 // Compile turns the sources of one container into tables for the data plane. It needs no kernel and no
 // privileges. Groups must have been resolved (policy.Groups). An error names all that this version cannot enforce.
@@ -41,16 +65,46 @@ func Compile(s policy.Stack) (*Tables, error) {
 	t := &Tables{Stateful: s.Stateful()}
 	f := newForest()
 	for _, dir := range []policy.Direction{policy.Egress, policy.Ingress} {
+		limits, err := t.limits(f, s, dir)
+		if err != nil {
+			return nil, err
+		}
 		rules := t.slotted(s, dir)
-		var err error
 		if t.table[dir], err = compileDirection(f, s, rules, dir); err != nil {
 			return nil, err
 		}
-		t.Receives = t.Receives || t.Stateful || dir == policy.Ingress && len(rules) > 0
+		t.LimitsSent = t.LimitsSent || dir == policy.Egress && limits
+		t.Receives = t.Receives || t.Stateful || dir == policy.Ingress && (limits || len(rules) > 0)
 	}
+	t.flags |= flagsOf(s, t.Stateful)
 	t.nodes, t.flat = f.nodes, f.flat
 	t.seal()
 	return t, nil
+}
+
+// flagsOf are the flags that hold for a stack as a whole.
+func flagsOf(s policy.Stack, stateful bool) (flags uint32) {
+	if stateful {
+		flags |= flagStateful
+	}
+	if s.LogsPasses() {
+		flags |= flagLogPasses
+	}
+	if len(s) > 0 {
+		flags |= sourceFlags(s, 0)
+	}
+	return flags
+}
+
+// sourceFlags are the flags of the cells of source i.
+func sourceFlags(s policy.Stack, i int) (flags uint32) {
+	if s.Audited(i) {
+		flags |= auditBit
+	}
+	if !s.LogsDrops(i) {
+		flags |= quietBit
+	}
+	return flags
 }
 
 // Closed is the policy that lets nothing pass in either direction, not even ARP.
@@ -64,7 +118,8 @@ func (t *Tables) seal() {
 	h := sha256.New()
 	_ = binary.Write(h, binary.LittleEndian, t.nodes) // a hash returns no error
 	_ = binary.Write(h, binary.LittleEndian, t.table)
-	_ = binary.Write(h, binary.LittleEndian, t.Stateful)
+	_ = binary.Write(h, binary.LittleEndian, t.rates)
+	_ = binary.Write(h, binary.LittleEndian, t.flags)
 	h.Sum(t.digest[:0])
 }
 
@@ -78,8 +133,6 @@ func enforceable(s policy.Stack) error {
 		p := source.Policy
 		for _, r := range p.Rules {
 			switch {
-			case r.Verb == policy.Limit:
-				refuse("%s=%s", r.Key(), r.Match)
 			case r.Match.What.Kind == policy.DNS, r.Match.What.Kind == policy.Metadata:
 				refuse("%s=%s", r.Key(), r.Match)
 			default:
@@ -89,15 +142,6 @@ func enforceable(s policy.Stack) error {
 					}
 				}
 			}
-		}
-		if p.Mode != policy.Enforce {
-			refuse("xdp.mode=%s", p.Mode)
-		}
-		if p.Log != policy.LogDrops {
-			refuse("xdp.log=%s", p.Log)
-		}
-		if p.AntispoofOff || len(p.Own) > 0 {
-			refuse("xdp.antispoof")
 		}
 		if p.Program != "" {
 			refuse("xdp.program=%s", p.Program)
@@ -121,20 +165,15 @@ type slottedRule struct {
 // difference costs nodes.
 func (t *Tables) slotted(s policy.Stack, dir policy.Direction) []slottedRule {
 	var out []slottedRule
-	others := false
 	for i, source := range s {
+		audit := s.Audited(i)
 		for _, r := range source.Policy.Rules {
 			if !r.In[dir] || r.Verb == policy.Limit {
 				continue
 			}
-			slot := uint32(ruleSlots - 1)
-			if n := len(t.Rules[dir]); r.Verb == policy.Drop && r.Shown != "" && n > 0 && t.Rules[dir][n-1] == r.Shown {
-				slot = uint32(n - 1) // one rule to its users
-			} else if r.Verb == policy.Drop && n < ruleSlots-1 {
-				slot = uint32(n)
-				t.Rules[dir] = append(t.Rules[dir], r.String())
-			} else if r.Verb == policy.Drop {
-				others = true
+			slot := uint32(otherSlot)
+			if r.Verb == policy.Drop {
+				slot = t.slot(dir, Counted{Rule: r.String(), Audit: audit}, r.Shown != "")
 			}
 			out = append(out, slottedRule{
 				source: i, verb: r.Verb, slot: slot,
@@ -145,9 +184,6 @@ func (t *Tables) slotted(s policy.Stack, dir policy.Direction) []slottedRule {
 			})
 		}
 	}
-	if others {
-		t.Rules[dir] = append(t.Rules[dir], "other rules")
-	}
 	out = joinRules(out, func(r slottedRule) string { return "p" + r.peers.String() }, func(a *slottedRule, b slottedRule) {
 		a.services = append(a.services, b.services...)
 		a.notIP = a.notIP || b.notIP
@@ -156,6 +192,27 @@ func (t *Tables) slotted(s policy.Stack, dir policy.Direction) []slottedRule {
 		a.peers.Ranges = append(a.peers.Ranges, b.peers.Ranges...)
 		a.peers.Groups = append(a.peers.Groups, b.peers.Groups...)
 	})
+}
+
+// slot is the counter slot of a rule. shared says that it may be the one before it once more, with other addresses: one
+// rule to its users.
+func (t *Tables) slot(dir policy.Direction, c Counted, shared bool) uint32 {
+	n := len(t.Rules[dir])
+	switch {
+	case shared && n > 0 && t.Rules[dir][n-1] == c:
+		return uint32(n - 1)
+	case n < ownSlots:
+		t.Rules[dir] = append(t.Rules[dir], c)
+		return uint32(n)
+	}
+	for len(t.Rules[dir]) < ruleSlots {
+		t.Rules[dir] = append(t.Rules[dir], Counted{})
+	}
+	t.Rules[dir][otherSlot], t.Rules[dir][otherAudited] = Counted{Rule: "other rules"}, Counted{Rule: "other rules", Audit: true}
+	if c.Audit {
+		return otherAudited
+	}
+	return otherSlot
 }
 
 // joinRules joins the rules of one source, verb and slot for which side says the same.
@@ -304,9 +361,7 @@ func (t *Tables) place(first uint32) (filterPolicy, []filterNode) {
 	p := filterPolicy{FirstNode: first, NumNodes: uint32(len(nodes)), Digest: t.digest}
 	// Of the content, so that equal policies have equal ones whenever they were put there.
 	p.Generation = binary.LittleEndian.Uint32(t.digest[:])
-	if t.Stateful {
-		p.Stateful = 1
-	}
+	p.Flags, p.Rates = t.flags, [2]uint32{rebase(t.rates[0]), rebase(t.rates[1])}
 	for dir, table := range t.table {
 		p.Table[dir] = filterTable{
 			Services: rebase(table.Services), Peers4: rebase(table.Peers4),

@@ -6,7 +6,9 @@
 package xdp
 
 import (
+	"crypto/rand"
 	"crypto/sha256"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -21,7 +23,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-//go:generate go tool bpf2go -cc clang-16 -strip llvm-strip-16 -target bpfel -go-package xdp -type node -type table -type policy -type device -type counter_block -type record_key -type record_part -type flow_key filter ../bpf/vethwall.c -- -O2 -mcpu=v3 -mllvm -disable-block-placement -Wall -Werror -I/usr/include/x86_64-linux-gnu
+//go:generate go tool bpf2go -cc clang-16 -strip llvm-strip-16 -target bpfel -go-package xdp -type node -type table -type policy -type device -type counter_block -type record_key -type record_part -type flow_key -type identity -type bucket_set -type shared -type event -type global filter ../bpf/vethwall.c -- -O2 -mcpu=v3 -mllvm -disable-block-placement -Wall -Werror -I/usr/include/x86_64-linux-gnu
 
 // DefaultDir is where everything is pinned unless the user says otherwise.
 const DefaultDir = "/sys/fs/bpf/vethwall"
@@ -75,10 +77,33 @@ func (f *Filter) load() error {
 	if err := f.loadInto(spec); err != nil {
 		return err
 	}
+	if err := f.makeStamp(); err != nil {
+		return err
+	}
 	if f.maps, err = newPool(&f.objs); err != nil {
 		return err
 	}
 	return f.adopt()
+}
+
+// makeStamp draws the number by which tc ingress knows what XDP has judged, once for the life of the maps.
+func (f *Filter) makeStamp() error {
+	var g filterGlobal
+	if err := f.objs.Globals.Lookup(uint32(0), &g); err != nil {
+		return fmt.Errorf("read map globals: %w", err)
+	}
+	if g.Stamp != 0 {
+		return nil
+	}
+	for g.Stamp == 0 {
+		var random [8]byte
+		_, _ = rand.Read(random[:]) // never fails
+		g.Stamp = binary.LittleEndian.Uint64(random[:])
+	}
+	if err := f.objs.Globals.Put(uint32(0), g); err != nil {
+		return fmt.Errorf("write map globals: %w", err)
+	}
+	return nil
 }
 
 // loadInto loads the programs over the pinned maps, which it makes where they are missing.
@@ -111,6 +136,8 @@ func (f *Filter) repin() error {
 		"answered": f.objs.Answered, "containers": f.objs.Containers, "counters": f.objs.Counters,
 		"device_overflow": f.objs.DeviceOverflow, "devices": f.objs.Devices, "fragments": f.objs.Fragments,
 		"nodes": f.objs.Nodes, "policies": f.objs.Policies, "states": f.objs.States, "unanswered": f.objs.Unanswered,
+		"buckets": f.objs.Buckets, "event_times": f.objs.EventTimes, "events": f.objs.Events, "globals": f.objs.Globals,
+		"identities": f.objs.Identities,
 	} {
 		path := filepath.Join(dir, name)
 		if _, err := os.Lstat(path); !errors.Is(err, os.ErrNotExist) {
@@ -155,7 +182,7 @@ func lockDir(dir string) (*os.File, error) {
 }
 
 // format is the number of what the maps' values mean; it changes where their types do not.
-const format = 2
+const format = 3
 
 // mapsDir names the directory of the maps by a hash of their layout: cilium/ebpf calls a pinned map compatible
 // by type, sizes and flags only, and a struct whose fields moved would pass.

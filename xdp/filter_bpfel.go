@@ -13,9 +13,19 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type filterBucketSet struct {
+	_     structs.HostLayout
+	Empty [2][16]uint64
+}
+
 type filterCounterBlock struct {
 	_      structs.HostLayout
 	Reason [2][16]struct {
+		_       structs.HostLayout
+		Packets uint64
+		Bytes   uint64
+	}
+	Audited [2][16]struct {
 		_       structs.HostLayout
 		Packets uint64
 		Bytes   uint64
@@ -34,6 +44,25 @@ type filterDevice struct {
 	Counters uint16
 }
 
+type filterEvent struct {
+	_         structs.HostLayout
+	Number    uint64
+	Time      uint64
+	Ifindex   uint32
+	Bytes     uint32
+	Src       [4]uint32
+	Dst       [4]uint32
+	Sport     uint16
+	Dport     uint16
+	Family    uint8
+	Proto     uint8
+	Direction uint8
+	Reason    uint8
+	Rule      uint8
+	Audited   uint8
+	Zero      [6]uint8
+}
+
 type filterFlowKey struct {
 	_         structs.HostLayout
 	Local     [4]uint32
@@ -43,6 +72,18 @@ type filterFlowKey struct {
 	Proto     uint8
 	Family    uint8
 	Zero      uint16
+}
+
+type filterGlobal struct {
+	_         structs.HostLayout
+	NumEvents uint64
+	Stamp     uint64
+}
+
+type filterIdentity struct {
+	_   structs.HostLayout
+	Mac [6]uint8
+	Own uint16
 }
 
 type filterNode struct {
@@ -56,9 +97,10 @@ type filterPolicy struct {
 	_          structs.HostLayout
 	FirstNode  uint32
 	NumNodes   uint32
-	Table      [2]filterTable
+	Table      [4]filterTable
+	Rates      [2]uint32
 	Generation uint32
-	Stateful   uint32
+	Flags      uint32
 	Digest     [32]uint8
 }
 
@@ -71,6 +113,12 @@ type filterRecordKey struct {
 type filterRecordPart struct {
 	_    structs.HostLayout
 	Data [1024]uint8
+}
+
+type filterShared struct {
+	_       structs.HostLayout
+	State   uint32
+	Buckets uint32
 }
 
 type filterTable struct {
@@ -86,11 +134,16 @@ type filterTable struct {
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	filterMapAnswered          = "answered"
+	filterMapBuckets           = "buckets"
 	filterMapContainers        = "containers"
 	filterMapCounters          = "counters"
 	filterMapDeviceOverflow    = "device_overflow"
 	filterMapDevices           = "devices"
+	filterMapEventTimes        = "event_times"
+	filterMapEvents            = "events"
 	filterMapFragments         = "fragments"
+	filterMapGlobals           = "globals"
+	filterMapIdentities        = "identities"
 	filterMapNodes             = "nodes"
 	filterMapPolicies          = "policies"
 	filterMapStates            = "states"
@@ -152,11 +205,16 @@ type filterProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type filterMapSpecs struct {
 	Answered       *ebpf.MapSpec `ebpf:"answered"`
+	Buckets        *ebpf.MapSpec `ebpf:"buckets"`
 	Containers     *ebpf.MapSpec `ebpf:"containers"`
 	Counters       *ebpf.MapSpec `ebpf:"counters"`
 	DeviceOverflow *ebpf.MapSpec `ebpf:"device_overflow"`
 	Devices        *ebpf.MapSpec `ebpf:"devices"`
+	EventTimes     *ebpf.MapSpec `ebpf:"event_times"`
+	Events         *ebpf.MapSpec `ebpf:"events"`
 	Fragments      *ebpf.MapSpec `ebpf:"fragments"`
+	Globals        *ebpf.MapSpec `ebpf:"globals"`
+	Identities     *ebpf.MapSpec `ebpf:"identities"`
 	Nodes          *ebpf.MapSpec `ebpf:"nodes"`
 	Policies       *ebpf.MapSpec `ebpf:"policies"`
 	States         *ebpf.MapSpec `ebpf:"states"`
@@ -190,11 +248,16 @@ func (o *filterObjects) Close() error {
 // It can be passed to loadFilterObjects or ebpf.CollectionSpec.LoadAndAssign.
 type filterMaps struct {
 	Answered       *ebpf.Map `ebpf:"answered"`
+	Buckets        *ebpf.Map `ebpf:"buckets"`
 	Containers     *ebpf.Map `ebpf:"containers"`
 	Counters       *ebpf.Map `ebpf:"counters"`
 	DeviceOverflow *ebpf.Map `ebpf:"device_overflow"`
 	Devices        *ebpf.Map `ebpf:"devices"`
+	EventTimes     *ebpf.Map `ebpf:"event_times"`
+	Events         *ebpf.Map `ebpf:"events"`
 	Fragments      *ebpf.Map `ebpf:"fragments"`
+	Globals        *ebpf.Map `ebpf:"globals"`
+	Identities     *ebpf.Map `ebpf:"identities"`
 	Nodes          *ebpf.Map `ebpf:"nodes"`
 	Policies       *ebpf.Map `ebpf:"policies"`
 	States         *ebpf.Map `ebpf:"states"`
@@ -204,11 +267,16 @@ type filterMaps struct {
 func (m *filterMaps) Close() error {
 	return _FilterClose(
 		m.Answered,
+		m.Buckets,
 		m.Containers,
 		m.Counters,
 		m.DeviceOverflow,
 		m.Devices,
+		m.EventTimes,
+		m.Events,
 		m.Fragments,
+		m.Globals,
+		m.Identities,
 		m.Nodes,
 		m.Policies,
 		m.States,

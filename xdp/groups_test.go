@@ -26,11 +26,11 @@ func TestCompileGroups(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if want := []string{"dns", "internet", "lan", "metadata", "private", "udp"}; !slices.Equal(tables.Rules[policy.Egress], want) {
-		t.Errorf("egress rules %q", tables.Rules[policy.Egress])
+	if want := []string{"dns", "internet", "lan", "metadata", "private", "udp"}; !slices.Equal(names(tables.Rules[policy.Egress]), want) {
+		t.Errorf("egress rules %v", tables.Rules[policy.Egress])
 	}
-	if want := []string{"internet", "lan", "metadata", "private", "udp"}; !slices.Equal(tables.Rules[policy.Ingress], want) {
-		t.Errorf("ingress rules %q", tables.Rules[policy.Ingress])
+	if want := []string{"internet", "lan", "metadata", "private", "udp"}; !slices.Equal(names(tables.Rules[policy.Ingress]), want) {
+		t.Errorf("ingress rules %v", tables.Rules[policy.Ingress])
 	}
 	t.Logf("%d nodes", len(tables.nodes))
 	other, err := Compile(policy.Groups{}.Resolve(s))
@@ -74,7 +74,7 @@ func TestDifferentialGroups(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		tables.Stateful = false // each frame alone
+		tables.flags &^= flagStateful // each frame alone
 		r.use(tables)
 		for i := range 600 {
 			h := hooks[i%len(hooks)]
@@ -87,4 +87,11 @@ func TestDifferentialGroups(t *testing.T) {
 			}
 		}
 	}
+}
+
+func names(rules []Counted) (out []string) {
+	for _, r := range rules {
+		out = append(out, r.Rule)
+	}
+	return out
 }

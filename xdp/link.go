@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -54,6 +55,19 @@ const (
 	TCX     Mode = "tcx"
 )
 
+// Want is what a device is to have.
+type Want struct {
+	Policy *Tables
+	// MAC is what the container has to send with, and Own its addresses; Own is nil where that is not judged.
+	MAC net.HardwareAddr
+	Own *Tables
+	// Mode is where what the container sends is judged first. BothHooks: and at tc ingress what comes past XDP.
+	Mode      Mode
+	BothHooks bool
+	// Siblings are the container's other devices: they share its conversations and the buckets of its limits.
+	Siblings []int
+}
+
 // adopt takes over the pinned links, and what earlier versions knew of devices that were set down.
 func (f *Filter) adopt() error {
 	f.links = map[hookID]link.Link{}
@@ -70,7 +84,7 @@ func (f *Filter) adopt() error {
 	var err error
 	eachDevice(f.dir, func(d filterDevice) {
 		if ifindex := int(d.Ifindex); d.Policy == 0 && exists(ifindex) && !f.hooked(ifindex) {
-			err = errors.Join(err, f.maps.setPolicy(ifindex, Closed()))
+			err = errors.Join(err, f.maps.setPolicy(ifindex, Want{Policy: Closed()}, false))
 		}
 	})
 	return err
@@ -145,37 +159,46 @@ func (f *Filter) ByHand(ifindex int) bool {
 	return err == nil
 }
 
-// hooks are where t has to be attached.
-func (f *Filter) hooks(ifindex int, t *Tables, mode Mode) []string {
-	out := []string{hookXDP}
-	if mode == TCX || f.ByHand(ifindex) || mode == Auto && f.has(hookID{ifindex, hookSent}) {
-		out[0] = hookSent
+// hooks are where w has to be attached. Of the two that judge what is sent tc ingress comes first: what is attached
+// there alone judges all.
+func (f *Filter) hooks(ifindex int, w Want) (out []string) {
+	onlySent := w.Mode == TCX && !w.BothHooks || f.ByHand(ifindex) ||
+		w.Mode == Auto && f.has(hookID{ifindex, hookSent}) && !f.has(hookID{ifindex, hookXDP}) && !w.BothHooks
+	if onlySent || w.BothHooks || w.Policy.LimitsSent {
+		out = append(out, hookSent)
 	}
-	if t.Receives {
+	if !onlySent {
+		out = append(out, hookXDP)
+	}
+	if w.Policy.Receives {
 		out = append(out, hookReceived)
 	}
 	return out
 }
 
-// Attach puts t into force on the host-side veth of a container, whose other such veths are siblings: they share its
-// conversations. The policy is in force when it returns without an error. What is attached is kept: its policy
+// both reports whether tc ingress follows our XDP program, which then leaves a mark for it.
+func (f *Filter) both(ifindex int) bool {
+	return f.has(hookID{ifindex, hookXDP}) && f.has(hookID{ifindex, hookSent})
+}
+
+// Attach puts w into force on the host-side veth of a container. The policy is in force when it returns without an error. What is attached is kept: its policy
 // changes in one step, its mode does not, and a program that `vethwall attach` put there keeps the XDP slot.
 // A device that Shut set down comes up again, with its filter. ErrTaken: see there. After any error the device may
 // be without a filter: Shut closes it.
-func (f *Filter) Attach(ifindex int, t *Tables, mode Mode, siblings ...int) error {
-	hooks := f.hooks(ifindex, t, mode)
+func (f *Filter) Attach(ifindex int, w Want) error {
+	hooks := f.hooks(ifindex, w)
 	fresh := !f.hooked(ifindex)
 	shut := fresh && f.maps.isShut(ifindex)
 	// Before the hooks: one that is brought from an earlier version's maps to ours finds its policy there.
-	first := t
+	first := w
 	if shut {
-		first = Closed() // what says that Shut has been here stays until the filter is complete
+		first = Want{Policy: Closed()} // what says that Shut has been here stays until the filter is complete
 	}
-	if err := f.maps.setPolicy(ifindex, first, siblings...); err != nil {
+	if err := f.maps.setPolicy(ifindex, first, f.both(ifindex)); err != nil {
 		return err
 	}
 	for _, hook := range hooks {
-		if err := f.ensure(hookID{ifindex, hook}, mode); err != nil {
+		if err := f.ensure(hookID{ifindex, hook}, w.Mode); err != nil {
 			if fresh {
 				err = errors.Join(err, f.unhook(ifindex))
 			}
@@ -185,7 +208,7 @@ func (f *Filter) Attach(ifindex int, t *Tables, mode Mode, siblings ...int) erro
 			return err
 		}
 	}
-	if err := f.maps.setPolicy(ifindex, t, siblings...); err != nil {
+	if err := f.maps.setPolicy(ifindex, w, f.both(ifindex)); err != nil {
 		return err
 	}
 	if shut {
@@ -197,12 +220,12 @@ func (f *Filter) Attach(ifindex int, t *Tables, mode Mode, siblings ...int) erro
 // Shut closes a device that must be closed: by the filter with a policy that lets nothing pass, or where none can be
 // attached by setting the device down. byFilter says which.
 func (f *Filter) Shut(ifindex int) (byFilter bool, err error) {
-	if err := f.Attach(ifindex, Closed(), Auto); err == nil {
+	if err := f.Attach(ifindex, Want{Policy: Closed()}); err == nil {
 		return true, nil
 	}
 	// The entry of a device without a hook says, to us and to those after us, that we set it down. Without
 	// room for an entry it has to go down all the same.
-	return false, errors.Join(setLink(ifindex, netlink.LinkSetDown), f.maps.setPolicy(ifindex, Closed()))
+	return false, errors.Join(setLink(ifindex, netlink.LinkSetDown), f.maps.setPolicy(ifindex, Want{Policy: Closed()}, false))
 }
 
 // ensure attaches our program at a hook unless it is there, and sees to it that it is that of this version and pinned.
@@ -309,7 +332,7 @@ func (f *Filter) Detach(ifindex int) error {
 		// The hooks go one after the other, and what is left judges meanwhile.
 		open, err := Compile(nil)
 		if err == nil {
-			err = f.maps.setPolicy(ifindex, open)
+			err = f.maps.setPolicy(ifindex, Want{Policy: open}, f.both(ifindex))
 		}
 		errs = append(errs, err)
 	}

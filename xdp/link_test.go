@@ -175,9 +175,9 @@ func TestFilterOnAVeth(t *testing.T) {
 	for _, mode := range []Mode{Generic, Native} {
 		n.wantUDP(true, "before")
 		f := open(t, dir)
-		must(t, f.Attach(n.host.Index, labelled(t, "xdp.drop=udp"), mode))
+		must(t, f.Attach(n.host.Index, Want{Policy: labelled(t, "xdp.drop=udp"), Mode: mode}))
 		n.wantUDP(false, string(mode)+" drop=udp")
-		must(t, f.Attach(n.host.Index, labelled(t, "xdp.drop=tcp"), mode))
+		must(t, f.Attach(n.host.Index, Want{Policy: labelled(t, "xdp.drop=tcp"), Mode: mode}))
 		n.wantUDP(true, string(mode)+" drop=tcp")
 		f.Close()
 		n.wantUDP(true, "closed")
@@ -202,7 +202,7 @@ func TestFilterOutlivesItsProcess(t *testing.T) {
 	n := newNetwork(t)
 	dir := bpffs(t)
 	f := open(t, dir)
-	must(t, f.Attach(n.host.Index, labelled(t, "xdp.drop=udp"), Generic))
+	must(t, f.Attach(n.host.Index, Want{Policy: labelled(t, "xdp.drop=udp"), Mode: Generic}))
 	before := linkID(t, f, n.host.Index)
 	f.Close()
 	n.wantUDP(false, "without a process")
@@ -210,7 +210,7 @@ func TestFilterOutlivesItsProcess(t *testing.T) {
 	f = open(t, dir)
 	defer f.Close()
 	n.wantUDP(false, "adopted")
-	must(t, f.Attach(n.host.Index, labelled(t, "xdp.drop=udp"), Generic))
+	must(t, f.Attach(n.host.Index, Want{Policy: labelled(t, "xdp.drop=udp"), Mode: Generic}))
 	if after := linkID(t, f, n.host.Index); after != before {
 		t.Errorf("link %d was made anew as %d", before, after)
 	}
@@ -253,7 +253,7 @@ func TestForeignProgramIsNeverReplaced(t *testing.T) {
 	must(t, err)
 	f := open(t, bpffs(t))
 	defer f.Close()
-	if err := f.Attach(n.host.Index, labelled(t, "xdp.drop=udp"), Generic); !errors.Is(err, ErrTaken) {
+	if err := f.Attach(n.host.Index, Want{Policy: labelled(t, "xdp.drop=udp"), Mode: Generic}); !errors.Is(err, ErrTaken) {
 		t.Fatalf("attach: %v, want ErrTaken", err)
 	}
 	n.wantUDP(true, "before Shut")
@@ -272,7 +272,7 @@ func TestForeignProgramIsNeverReplaced(t *testing.T) {
 
 	must(t, l.Detach()) // the slot is free again
 	must(t, l.Close())
-	must(t, f.Attach(n.host.Index, labelled(t, "xdp.drop=udp"), Generic))
+	must(t, f.Attach(n.host.Index, Want{Policy: labelled(t, "xdp.drop=udp"), Mode: Generic}))
 	if !up(t, n.host.Index) {
 		t.Error("the device is down after Attach")
 	}
@@ -289,9 +289,9 @@ func TestTakenSlotLeavesTC(t *testing.T) {
 	defer l.Close()
 	f := open(t, bpffs(t))
 	defer f.Close()
-	must(t, f.Attach(n.host.Index, labelled(t, "xdp.drop=udp"), Auto))
+	must(t, f.Attach(n.host.Index, Want{Policy: labelled(t, "xdp.drop=udp"), Mode: Auto}))
 	n.wantUDP(false, "drop=udp at tc")
-	must(t, f.Attach(n.host.Index, labelled(t, "xdp.drop=tcp"), Auto))
+	must(t, f.Attach(n.host.Index, Want{Policy: labelled(t, "xdp.drop=tcp"), Mode: Auto}))
 	n.wantUDP(true, "drop=tcp at tc")
 	if info, err := l.Info(); err != nil || int(info.XDP().Ifindex) != n.host.Index {
 		t.Errorf("the foreign link: %+v, %v", info, err)
@@ -306,17 +306,17 @@ func TestClsact(t *testing.T) {
 	f := open(t, dir)
 	f.noTCX = true
 	for range 2 {
-		must(t, f.Attach(n.host.Index, labelled(t, "xdp.drop=udp"), TCX))
+		must(t, f.Attach(n.host.Index, Want{Policy: labelled(t, "xdp.drop=udp"), Mode: TCX}))
 		n.wantUDP(false, "drop=udp")
 	}
-	must(t, f.Attach(n.host.Index, labelled(t, "xdp.drop=tcp"), TCX))
+	must(t, f.Attach(n.host.Index, Want{Policy: labelled(t, "xdp.drop=tcp"), Mode: TCX}))
 	n.wantUDP(true, "drop=tcp")
-	must(t, f.Attach(n.host.Index, labelled(t, "xdp.ingress.drop=all"), TCX))
+	must(t, f.Attach(n.host.Index, Want{Policy: labelled(t, "xdp.ingress.drop=all"), Mode: TCX}))
 	n.wantUDP(true, "ingress.drop=all") // sent, and nothing comes back
 	f.Close()
 	f = open(t, dir)
 	f.noTCX = true
-	must(t, f.Attach(n.host.Index, labelled(t, "xdp.drop=udp"), TCX))
+	must(t, f.Attach(n.host.Index, Want{Policy: labelled(t, "xdp.drop=udp"), Mode: TCX}))
 	n.wantUDP(false, "adopted")
 	r, err := OpenReader(dir)
 	must(t, err)
@@ -365,7 +365,7 @@ func TestShutByFilter(t *testing.T) {
 		}
 	}
 	n.wantUDP(false, "shut")
-	must(t, f.Attach(n.host.Index, labelled(t, "xdp.drop=tcp"), Generic))
+	must(t, f.Attach(n.host.Index, Want{Policy: labelled(t, "xdp.drop=tcp"), Mode: Generic}))
 	n.wantUDP(true, "opened")
 }
 
@@ -382,7 +382,7 @@ func TestUninstallRaises(t *testing.T) {
 	f := open(t, dir)
 	_, err = f.Shut(n.host.Index)
 	must(t, err)
-	must(t, f.Attach(other.Index, Closed(), Generic))
+	must(t, f.Attach(other.Index, Want{Policy: Closed(), Mode: Generic}))
 	must(t, setLink(other.Index, netlink.LinkSetDown))
 	f.Close()
 	open(t, dir).Close() // another process in between forgets nothing
@@ -418,8 +418,8 @@ func TestSweepFreesEverything(t *testing.T) {
 	f := open(t, dir)
 	defer f.Close()
 	v := n.veth("host1", "eth1")
-	must(t, f.Attach(n.host.Index, labelled(t, "xdp.drop=udp"), Generic))
-	must(t, f.Attach(v.Index, labelled(t, "xdp.drop=tcp,1-1000/udp@192.0.2.0/24"), Generic))
+	must(t, f.Attach(n.host.Index, Want{Policy: labelled(t, "xdp.drop=udp"), Mode: Generic}))
+	must(t, f.Attach(v.Index, Want{Policy: labelled(t, "xdp.drop=tcp,1-1000/udp@192.0.2.0/24"), Mode: Generic}))
 	pinsEach := 2
 	if f.noTCX {
 		pinsEach = 1
@@ -449,8 +449,8 @@ func TestEqualPoliciesAreShared(t *testing.T) {
 	f := open(t, bpffs(t))
 	defer f.Close()
 	v := n.veth("host1", "eth1")
-	must(t, f.Attach(n.host.Index, labelled(t, "xdp.drop=udp,tcp"), Generic))
-	must(t, f.Attach(v.Index, labelled(t, "xdp.drop=tcp,udp"), Generic))
+	must(t, f.Attach(n.host.Index, Want{Policy: labelled(t, "xdp.drop=udp,tcp"), Mode: Generic}))
+	must(t, f.Attach(v.Index, Want{Policy: labelled(t, "xdp.drop=tcp,udp"), Mode: Generic}))
 	if len(f.maps.policies) != 1 {
 		t.Errorf("%d policies for two devices that have the same", len(f.maps.policies))
 	}
@@ -461,9 +461,9 @@ func TestDevicesThatShareASlot(t *testing.T) {
 	f := open(t, bpffs(t))
 	defer f.Close()
 	a, b := 77, 77+deviceSlots
-	must(t, f.maps.setPolicy(a, labelled(t, "xdp.drop=udp")))
-	must(t, f.maps.setPolicy(b, labelled(t, "xdp.drop=tcp")))
-	must(t, f.maps.setPolicy(a, labelled(t, "xdp.drop=gre")))
+	must(t, f.maps.setPolicy(a, Want{Policy: labelled(t, "xdp.drop=udp")}, false))
+	must(t, f.maps.setPolicy(b, Want{Policy: labelled(t, "xdp.drop=tcp")}, false))
+	must(t, f.maps.setPolicy(a, Want{Policy: labelled(t, "xdp.drop=gre")}, false))
 	again, err := newPool(&f.objs)
 	must(t, err)
 	for _, ifindex := range []int{a, b} {
@@ -472,7 +472,7 @@ func TestDevicesThatShareASlot(t *testing.T) {
 		}
 	}
 	must(t, f.maps.remove(a))
-	must(t, f.maps.setPolicy(b, labelled(t, "xdp.drop=igmp")))
+	must(t, f.maps.setPolicy(b, Want{Policy: labelled(t, "xdp.drop=igmp")}, false))
 	must(t, f.maps.remove(b))
 	if again, err = newPool(&f.objs); err != nil || len(again.devices) != 0 {
 		t.Errorf("left: %v, %v", again.devices, err)
@@ -564,11 +564,11 @@ func TestDamage(t *testing.T) {
 	} {
 		dir := bpffs(t)
 		f := open(t, dir)
-		must(t, f.Attach(n.host.Index, labelled(t, "xdp.drop=udp"), Generic))
+		must(t, f.Attach(n.host.Index, Want{Policy: labelled(t, "xdp.drop=udp"), Mode: Generic}))
 		f.Close()
 		damage(dir)
 		f = open(t, dir)
-		must(t, f.Attach(n.host.Index, labelled(t, "xdp.drop=udp"), Generic))
+		must(t, f.Attach(n.host.Index, Want{Policy: labelled(t, "xdp.drop=udp"), Mode: Generic}))
 		n.wantUDP(false, name)
 		f.Close()
 		must(t, Uninstall(dir))
@@ -581,10 +581,10 @@ func TestPinRemovedUnderAgent(t *testing.T) {
 	n := newNetwork(t)
 	dir := bpffs(t)
 	f := open(t, dir)
-	must(t, f.Attach(n.host.Index, labelled(t, "xdp.drop=udp"), Generic))
+	must(t, f.Attach(n.host.Index, Want{Policy: labelled(t, "xdp.drop=udp"), Mode: Generic}))
 	must(t, os.Remove(f.pin(hookID{n.host.Index, hookXDP})))
 	n.wantUDP(false, "pin removed")
-	must(t, f.Attach(n.host.Index, labelled(t, "xdp.drop=udp"), Generic))
+	must(t, f.Attach(n.host.Index, Want{Policy: labelled(t, "xdp.drop=udp"), Mode: Generic}))
 	f.Close()
 	n.wantUDP(false, "pinned again")
 }
@@ -616,9 +616,9 @@ func TestByHand(t *testing.T) {
 	// One with a policy and an agent that keeps at it.
 	f := open(t, dir)
 	defer f.Close()
-	must(t, f.Attach(n.host.Index, labelled(t, "xdp.drop=tcp"), Generic))
+	must(t, f.Attach(n.host.Index, Want{Policy: labelled(t, "xdp.drop=tcp"), Mode: Generic}))
 	must(t, AttachByHand(dir, n.host.Index, dropper, Generic))
-	must(t, f.Attach(n.host.Index, labelled(t, "xdp.drop=tcp"), Generic))
+	must(t, f.Attach(n.host.Index, Want{Policy: labelled(t, "xdp.drop=tcp"), Mode: Generic}))
 	n.wantUDP(false, "dropper.o")
 	r, err := OpenReader(dir)
 	must(t, err)
@@ -630,7 +630,7 @@ func TestByHand(t *testing.T) {
 	}
 	must(t, DetachByHand(dir, n.host.Index))
 	n.wantUDP(true, "policy back")
-	must(t, f.Attach(n.host.Index, labelled(t, "xdp.drop=udp"), Generic))
+	must(t, f.Attach(n.host.Index, Want{Policy: labelled(t, "xdp.drop=udp"), Mode: Generic}))
 	n.wantUDP(false, "next policy")
 }
 

@@ -192,7 +192,7 @@ func (r *routers) enforce(p policy.Policy, mode Mode, anew bool) {
 	if anew {
 		must(r.t, r.f.Detach(r.ours.n.host.Index))
 	}
-	must(r.t, r.f.Attach(r.ours.n.host.Index, tables, mode))
+	must(r.t, r.f.Attach(r.ours.n.host.Index, Want{Policy: tables, Mode: mode}))
 	must(r.t, netns.Set(r.theirs.ns))
 	nft(r.t, "table inet twin\ndelete table inet twin\ntable inet twin {\n"+
 		nftChains("sent", p, policy.Egress)+nftChains("received", p, policy.Ingress)+`

@@ -89,7 +89,7 @@ func (tw *twins) enforce(p policy.Policy, mode Mode) {
 	must(tw.t, err)
 	tables.Stateful, tables.Receives = false, true
 	tables.seal()
-	must(tw.t, tw.f.Attach(tw.n.host.Index, tables, mode))
+	must(tw.t, tw.f.Attach(tw.n.host.Index, Want{Policy: tables, Mode: mode}))
 	nft(tw.t, "table netdev twin\ndelete table netdev twin\ntable netdev twin {\n"+
 		nftChains("sent", p, policy.Egress)+nftChains("received", p, policy.Ingress)+`
 chain ingress { type filter hook ingress device "host1" priority 0; policy accept; meta protocol arp accept; goto sent; }

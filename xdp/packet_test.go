@@ -4,12 +4,14 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
+	"net/netip"
 	"os"
 	"regexp"
 	"strconv"
 	"testing"
 
 	"github.com/cilium/ebpf"
+	"go4.org/netipx"
 
 	"github.com/vethwall/vethwall/policy"
 	"github.com/vethwall/vethwall/policy/policytest"
@@ -85,22 +87,27 @@ func (r *runner) run(h hook, s policy.Stack, frame []byte) policy.Verdict {
 	must(r.t, r.k.Counters.Lookup(uint32(0), &blocks))
 	found := 0
 	v := policy.Verdict{Source: -1, Rule: -1}
+	count := func(packets, bytes uint64, is policy.Verdict) {
+		if packets > 0 {
+			v, found = is, found+int(packets)
+			r.checkBytes(bytes, frame)
+		}
+	}
 	for _, b := range blocks {
 		for dir := range policy.Direction(2) {
-			for i, c := range b.Reason[dir] {
-				if c.Packets > 0 {
-					v.Reason, found = policy.Reason(i), found+int(c.Packets)
-					r.checkBytes(c.Bytes, frame)
-					if dir != h.dir {
-						r.t.Fatalf("counted in direction %s, want %s", dir, h.dir)
-					}
-				}
+			before := found
+			for i := range b.Reason[dir] {
+				is := policy.Verdict{Reason: policy.Reason(i), Source: -1, Rule: -1}
+				count(b.Reason[dir][i].Packets, b.Reason[dir][i].Bytes, is)
+				is.Audited = true
+				count(b.Audited[dir][i].Packets, b.Audited[dir][i].Bytes, is)
+			}
+			if found > before && dir != h.dir {
+				r.t.Fatalf("counted in direction %s, want %s", dir, h.dir)
 			}
 			for i, c := range b.Rule[dir] {
 				if c.Packets > 0 {
-					v.Reason, found = policy.ByRule, found+int(c.Packets)
-					v.Source, v.Rule = ruleIn(s, dir, i)
-					r.checkBytes(c.Bytes, frame)
+					count(c.Packets, c.Bytes, ruleIn(s, dir, i))
 				}
 			}
 		}
@@ -108,10 +115,28 @@ func (r *runner) run(h hook, s policy.Stack, frame []byte) policy.Verdict {
 	if found != 1 {
 		r.t.Fatalf("%d packets were counted, want 1", found)
 	}
-	if passed := action == h.pass; passed != (v.Reason == policy.Pass) || !passed && action != h.drop {
+	if passed := action == h.pass; passed != v.Passes() || !passed && action != h.drop {
 		r.t.Fatalf("action %d with reason %s", action, v.Reason)
 	}
 	return v
+}
+
+// is makes id the identity of loIndex; nil for none.
+func (r *runner) is(id *policy.Identity) {
+	r.t.Helper()
+	var in filterIdentity
+	if id != nil {
+		own, err := CompileOwn(id.Own)
+		must(r.t, err)
+		const first = 20_000 // far behind every policy's nodes
+		p, nodes := own.place(first)
+		for i, n := range nodes {
+			must(r.t, r.k.Nodes.Put(uint32(first+i), n))
+		}
+		must(r.t, r.k.Policies.Put(uint32(2), p))
+		in = filterIdentity{Mac: id.MAC, Own: 2}
+	}
+	must(r.t, r.k.Identities.Put(uint32(0), in))
 }
 
 func (r *runner) checkBytes(got uint64, frame []byte) {
@@ -130,40 +155,76 @@ func TestDifferential(t *testing.T) {
 	if os.Getenv("VETHWALL_LONG") != "" {
 		policies *= 10
 	}
-	counts := map[policy.Reason]int{}
+	counts, audited := map[policy.Reason]int{}, 0
 	for range policies {
 		draw := policytest.Draw{Verbs: drawnVerbs[rnd.IntN(len(drawnVerbs))], MaxRules: 8}
 		stack := policy.Stack{{Origin: "labels", Policy: draw.Policy(rnd)}}
 		if rnd.IntN(4) == 0 {
 			stack = append(stack, policy.Source{Origin: "image", Policy: draw.Policy(rnd)})
 		}
+		for i := range stack {
+			stack[i].Policy.Mode = []policy.Mode{policy.Enforce, policy.Enforce, policy.Enforce, policy.Audit}[rnd.IntN(4)]
+			stack[i].Policy.Log = policy.Log(rnd.IntN(3))
+		}
+		id := drawnIdentity(rnd)
 		tables, err := Compile(stack)
 		if err != nil {
 			t.Fatalf("seed %d: %v", seed, err)
 		}
-		tables.Stateful = false
+		tables.flags &^= flagStateful
 		r.use(tables)
+		r.is(id)
 		for i := range frames {
 			h := hooks[i%len(hooks)]
 			frame := policytest.Frame(rnd, stack[0].Policy)
 			if !tcRuns(frame) {
 				h = hooks[0]
 			}
-			want := stack.Verdict(h.dir, frame)
+			want := alone(stack, id, h.dir, frame)
 			if got := r.run(h, stack, frame); got != want {
-				t.Fatalf("seed %d: %s\n%s frame %x\nprogram says %v\nspecification says %v",
-					seed, describe(stack), h.name, frame, got, want)
+				t.Fatalf("seed %d: %s%v\n%s frame %x\nprogram says %v\nspecification says %v",
+					seed, describe(stack), id, h.name, frame, got, want)
 			}
 			counts[want.Reason]++
+			if want.Audited {
+				audited++
+			}
 		}
 	}
-	t.Logf("%d pairs: %v", policies*frames, counts)
+	t.Logf("%d pairs: %v, %d of them audited", policies*frames, counts, audited)
 	for _, want := range []policy.Reason{policy.Pass, policy.ByRule, policy.ByDefault, policy.Truncated, policy.BadHeader, policy.TooManyTags,
-		policy.TooManyHeaders, policy.Fragment, policy.BadQuote} {
+		policy.TooManyHeaders, policy.Fragment, policy.BadQuote, policy.Spoof} {
 		if counts[want] == 0 {
 			t.Errorf("no frame was drawn that gives %s", want)
 		}
 	}
+}
+
+// alone is the specification's verdict on a frame without conversations, id being nil where addresses are not judged.
+func alone(s policy.Stack, id *policy.Identity, dir policy.Direction, frame []byte) policy.Verdict {
+	if id != nil && dir == policy.Egress {
+		if why := id.Judge(frame); why != policy.Pass {
+			return policy.Verdict{Reason: why, Source: -1, Rule: -1, Audited: len(s) > 0 && s.Audited(0)}
+		}
+	}
+	return s.Verdict(dir, frame)
+}
+
+// drawnIdentity is nil for one policy in two; most of the frames drawn are of its MAC.
+func drawnIdentity(rnd *rand.Rand) *policy.Identity {
+	if rnd.IntN(2) == 0 {
+		return nil
+	}
+	id := &policy.Identity{MAC: [6]byte{0, 0, 0x5e, 0, 0x53, 1}}
+	if rnd.IntN(8) == 0 {
+		id.MAC[rnd.IntN(6)] ^= 1 << rnd.IntN(8)
+	}
+	for _, own := range []string{"0.0.0.0/0", "192.0.2.0/24", "192.0.2.1/32", "198.51.100.70/32", "::/0", "2001:db8::/32", "2001:db8::7/128", "fe80::/10"} {
+		if rnd.IntN(3) == 0 {
+			id.Own = append(id.Own, netipx.RangeOfPrefix(netip.MustParsePrefix(own)))
+		}
+	}
+	return id
 }
 
 // seeded is a source of random numbers that VETHWALL_SEED brings back.
@@ -202,17 +263,20 @@ var drawnVerbs = [][]policy.Verb{
 	{policy.Drop}, {policy.Drop, policy.Except}, {policy.Allow}, {policy.Drop, policy.Except, policy.Allow},
 }
 
-// ruleIn is the rule whose counter slot it is.
-func ruleIn(s policy.Stack, dir policy.Direction, slot int) (source, rule int) {
-	for i, from := range s {
-		for j, r := range from.Policy.Rules {
-			if r.Verb != policy.Drop || !r.In[dir] {
-				continue
+// ruleIn is the verdict of the rule or limit whose counter slot it is.
+func ruleIn(s policy.Stack, dir policy.Direction, slot int) policy.Verdict {
+	for _, verb := range []policy.Verb{policy.Limit, policy.Drop} {
+		for i, from := range s {
+			for j, r := range from.Policy.Rules {
+				if r.Verb != verb || !r.In[dir] {
+					continue
+				}
+				if slot == 0 {
+					reason := map[policy.Verb]policy.Reason{policy.Limit: policy.LimitReached, policy.Drop: policy.ByRule}[verb]
+					return policy.Verdict{Reason: reason, Source: i, Rule: j, Audited: s.Audited(i)}
+				}
+				slot--
 			}
-			if slot == 0 {
-				return i, j
-			}
-			slot--
 		}
 	}
 	panic("a slot of no rule")

@@ -32,7 +32,7 @@ func TestPeers6(t *testing.T) {
 		if err != nil {
 			t.Fatalf("seed %d: %v", seed, err)
 		}
-		tables.Stateful = false
+		tables.flags &^= flagStateful
 		r.use(tables)
 		haveRest += links(tables, restBit)
 		haveTree += links(tables, subtreeBit)

@@ -15,6 +15,8 @@ type pool struct {
 	objs     *filterObjects
 	devices  map[int]filterDevice // by ifindex
 	policies map[uint16]filterPolicy
+	// identities are those that are not zero, by counter block.
+	identities map[uint16]filterIdentity
 	// unused policies and since when. They are freed a grace later: a program may be reading them.
 	unused map[uint16]time.Time
 	states *states
@@ -24,7 +26,10 @@ type pool struct {
 const deviceSlots = 16384
 
 func newPool(objs *filterObjects) (*pool, error) {
-	p := &pool{objs: objs, devices: map[int]filterDevice{}, policies: map[uint16]filterPolicy{}, unused: map[uint16]time.Time{}}
+	p := &pool{
+		objs: objs, devices: map[int]filterDevice{}, policies: map[uint16]filterPolicy{}, unused: map[uint16]time.Time{},
+		identities: map[uint16]filterIdentity{},
+	}
 	err := readArray(objs.Devices, func(_ uint32, d filterDevice) {
 		if d.Ifindex != 0 {
 			p.devices[int(d.Ifindex)] = d
@@ -45,6 +50,14 @@ func newPool(objs *filterObjects) (*pool, error) {
 	err = readArray(objs.Policies, func(id uint32, pol filterPolicy) {
 		if id > 0 && pol.NumNodes > 0 {
 			p.policies[uint16(id)] = pol
+		}
+	})
+	if err != nil {
+		return nil, err
+	}
+	err = readArray(objs.Identities, func(block uint32, id filterIdentity) {
+		if id != (filterIdentity{}) {
+			p.identities[uint16(block)] = id
 		}
 	})
 	if err != nil {
@@ -80,37 +93,46 @@ func readArray[T any](m *ebpf.Map, f func(uint32, T)) error {
 
 func (p *pool) inUse(id uint16) bool {
 	for _, d := range p.devices {
-		if d.Policy == id {
+		if d.Policy == id || p.identities[d.Counters].Own&ownPolicy == id {
 			return true
 		}
 	}
 	return false
 }
 
-// setPolicy puts t into force for a device: old policy or new, nothing in between. Its counters begin
-// anew when the policy is another. siblings are the devices of the same container, which share its state.
-func (p *pool) setPolicy(ifindex int, t *Tables, siblings ...int) error {
-	id, err := p.policy(t)
-	if err != nil {
-		return err
-	}
+// The parts of struct identity's own in bpf/maps.h.
+const (
+	ownPolicy = 0x7fff
+	twoHooks  = 0x8000
+)
+
+// setPolicy puts w's policy and identity into force for a device: each is the old or the new, nothing in between. Its
+// counters begin anew when the policy is another. both says that tc ingress follows XDP.
+func (p *pool) setPolicy(ifindex int, w Want, both bool) error {
 	d, had := p.devices[ifindex]
-	if had && d.Policy == id && p.stands(d) {
-		return nil
-	}
 	old := d.Policy
 	if !had {
+		var err error
 		if d.Counters, err = p.block(); err != nil {
 			return err
 		}
 	}
+	// Before the policy of a new device, after which packets are judged by it.
+	if err := p.setIdentity(d.Counters, w, both); err != nil {
+		return err
+	}
+	id, err := p.policy(w.Policy)
+	if err != nil {
+		return err
+	}
+	if had && d.Policy == id && p.stands(d) {
+		return nil
+	}
 	if err := p.clear(d.Counters); err != nil {
 		return err
 	}
-	if t.Stateful {
-		if err := p.states.give(d.Counters, p.blocks(siblings)); err != nil {
-			return err
-		}
+	if err := p.states.give(d.Counters, p.blocks(w.Siblings), w.Policy); err != nil {
+		return err
 	}
 	d.Ifindex, d.Policy = uint32(ifindex), id
 	if err := p.putDevice(d); err != nil {
@@ -120,6 +142,35 @@ func (p *pool) setPolicy(ifindex int, t *Tables, siblings ...int) error {
 	delete(p.unused, id)
 	if had && old != 0 && !p.inUse(old) {
 		p.unused[old] = time.Now()
+	}
+	return nil
+}
+
+// setIdentity says who the container of a counter block is: in one step, so that no packet is held against half of it.
+func (p *pool) setIdentity(block uint16, w Want, both bool) error {
+	var id filterIdentity
+	if w.Own != nil {
+		own, err := p.policy(w.Own)
+		if err != nil {
+			return err
+		}
+		id.Own = own
+		copy(id.Mac[:], w.MAC)
+	}
+	if both {
+		id.Own |= twoHooks
+	}
+	old := p.identities[block]
+	if old == id {
+		return nil
+	}
+	if err := p.objs.Identities.Put(uint32(block), id); err != nil {
+		return fmt.Errorf("write map identities: %w", err)
+	}
+	p.identities[block] = id
+	delete(p.unused, id.Own&ownPolicy)
+	if before := old.Own & ownPolicy; before != 0 && !p.inUse(before) {
+		p.unused[before] = time.Now()
 	}
 	return nil
 }
@@ -150,7 +201,11 @@ func (p *pool) remove(ifindex int) error {
 	if err != nil {
 		return fmt.Errorf("remove ifindex %d: %w", ifindex, err)
 	}
+	if err := p.setIdentity(d.Counters, Want{}, false); err != nil {
+		return err
+	}
 	delete(p.devices, ifindex)
+	delete(p.identities, d.Counters)
 	if err := p.states.take(d.Counters); err != nil {
 		return err
 	}

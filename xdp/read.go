@@ -88,11 +88,13 @@ type Device struct {
 	Counts  []Count
 }
 
-// Count is how often there was one verdict. Slot is the rule's counter slot, for ByRule only.
+// Count is how often there was one verdict. Slot is a rule's or limit's counter slot, for ByRule only, which stands for
+// LimitReached too: Counted tells them apart.
 type Count struct {
 	Direction policy.Direction
 	Reason    policy.Reason
 	Slot      int
+	Audited   bool // it passed all the same; of a slot Counted says so
 	Packets   uint64
 	Bytes     uint64 // layer 2
 }
@@ -222,6 +224,9 @@ func readCounts(m *ebpf.Map, block uint16) ([]Count, error) {
 			add(Count{Direction: policy.Direction(dir), Reason: reason},
 				func(b filterCounterBlock) uint64 { return b.Reason[dir][reason].Packets },
 				func(b filterCounterBlock) uint64 { return b.Reason[dir][reason].Bytes })
+			add(Count{Direction: policy.Direction(dir), Reason: reason, Audited: true},
+				func(b filterCounterBlock) uint64 { return b.Audited[dir][reason].Packets },
+				func(b filterCounterBlock) uint64 { return b.Audited[dir][reason].Bytes })
 		}
 	}
 	for dir := range 2 {

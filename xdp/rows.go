@@ -39,6 +39,8 @@ type compiler struct {
 	stack  policy.Stack
 	dir    policy.Direction
 	rules  []slottedRule
+	// limits: cells are masks of limits, and not verdicts.
+	limits bool
 
 	// peerSet is the set of peers of each rule, an index into peerClasses, or -1 for everybody.
 	peerSet     []int
@@ -58,7 +60,11 @@ type compiler struct {
 const rowBudget = 1 << 22
 
 func compileDirection(f *forest, s policy.Stack, rules []slottedRule, dir policy.Direction) (filterTable, error) {
-	c := &compiler{forest: f, stack: s, dir: dir, rules: rules, budget: rowBudget, numbers: map[string]uint32{}}
+	return (&compiler{forest: f, stack: s, dir: dir, rules: rules, budget: rowBudget, numbers: map[string]uint32{}}).compile()
+}
+
+func (c *compiler) compile() (filterTable, error) {
+	f := c.forest
 	if err := c.cutPeers(); err != nil {
 		return filterTable{}, err
 	}
@@ -213,10 +219,13 @@ func (c *compiler) row(rules []int) (row, error) {
 	return r, nil
 }
 
-// judge is Stack.Verdict for what the given rules cover: every source on its own, the first that does not
-// let the packet pass names the verdict.
+// judge is Stack.Verdict for what the given rules cover: every source on its own, the first that drops the packet names
+// the verdict, else the first that would. Of limits it is the mask of those that match.
 func (c *compiler) judge(rules []int, matches func(int) bool) uint32 {
-	pass := uint32(cellPass)
+	if c.limits {
+		return c.mask(rules, matches)
+	}
+	pass, would := uint32(cellPass), uint32(0)
 	for source := range c.stack {
 		var dropped *slottedRule
 		var excepted, allowed bool
@@ -236,17 +245,40 @@ func (c *compiler) judge(rules []int, matches func(int) bool) uint32 {
 				allowed = true
 			}
 		}
-		if dropped != nil && !excepted {
-			return cellRule(c.dir, dropped.slot)
-		}
-		if !allowed && !c.stack[source].Policy.PassesByDefault(c.dir) {
-			return cellDefault | uint32(source)<<8 // which source's, so that two are not taken for one
-		}
 		if allowed {
 			pass |= allowedBit
 		}
+		cell := uint32(0)
+		if dropped != nil && !excepted {
+			cell = cellRule(c.dir, dropped.slot)
+		} else if !allowed && !c.stack[source].Policy.PassesByDefault(c.dir) {
+			cell = cellDefault | uint32(source)<<8 // which source's, so that two are not taken for one
+		}
+		if cell == 0 {
+			continue
+		}
+		if cell |= sourceFlags(c.stack, source); cell&auditBit == 0 {
+			return cell
+		}
+		if would == 0 {
+			would = cell
+		}
+	}
+	if would != 0 {
+		return would | pass&allowedBit
 	}
 	return pass
+}
+
+// mask is the cell of limits: bit i for the i-th rule.
+func (c *compiler) mask(rules []int, matches func(int) bool) uint32 {
+	cell := uint32(cellBit)
+	for _, i := range rules {
+		if matches(i) {
+			cell |= 1 << i
+		}
+	}
+	return cell
 }
 
 // value is what the services tree holds for a row: its one cell where all are the same, else its number.

@@ -39,7 +39,7 @@ func TestShapes(t *testing.T) {
 			{"xdp.egress.allow=" + portMatch(to.Port()+1), false},
 			{"xdp.egress.drop=" + portMatch(to.Port()), false},
 		} {
-			must(t, f.Attach(n.host.Index, labelled(t, c.labels), mode))
+			must(t, f.Attach(n.host.Index, Want{Policy: labelled(t, c.labels), Mode: mode}))
 			for name, send := range shapes {
 				text := make([]byte, 1200)
 				copy(text, name)

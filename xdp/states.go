@@ -10,16 +10,55 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// states gives out the conversation tables of containers. Putting a map into a map takes the kernel some
-// 8 ms, so a few are always ready.
+// states gives out what the devices of a container share: its conversation tables, and the buckets of its limits. Putting a
+// map into a map takes the kernel some 8 ms, so a few tables are always ready.
 type states struct {
-	objs  *filterObjects
-	inner map[string]*ebpf.MapSpec // of the outer maps, by name
-	of    map[uint16]uint32        // by counter block
+	objs    *filterObjects
+	inner   map[string]*ebpf.MapSpec // of the outer maps, by name
+	tables  share
+	buckets share
+	ready   []uint32
+	full    []uint32 // used before, and not emptied
+	swept   uint32   // the last that sweep has looked through
+}
+
+// share is who uses which of some numbered things; 0 is none.
+type share struct {
+	of    map[uint16]uint32 // by counter block
 	users map[uint32]int
-	ready []uint32
-	full  []uint32 // used before, and not emptied
-	swept uint32   // the last that sweep has looked through
+}
+
+func newShare() share { return share{map[uint16]uint32{}, map[uint32]int{}} }
+
+// ofSiblings is what the first of siblings uses that uses any.
+func (s share) ofSiblings(siblings []uint16) uint32 {
+	for _, other := range siblings {
+		if id := s.of[other]; id != 0 {
+			return id
+		}
+	}
+	return 0
+}
+
+func (s share) add(block uint16, id uint32) {
+	if id != 0 && s.of[block] == 0 {
+		s.of[block] = id
+		s.users[id]++
+	}
+}
+
+// remove returns what nobody uses any more, 0 for nothing.
+func (s share) remove(block uint16) uint32 {
+	id := s.of[block]
+	if id == 0 {
+		return 0
+	}
+	delete(s.of, block)
+	if s.users[id]--; s.users[id] > 0 {
+		return 0
+	}
+	delete(s.users, id)
+	return id
 }
 
 // readyStates is how many tables wait for their container.
@@ -30,19 +69,17 @@ func newStates(objs *filterObjects, devices map[int]filterDevice) (*states, erro
 	if err != nil {
 		return nil, err
 	}
-	s := &states{objs: objs, inner: map[string]*ebpf.MapSpec{}, of: map[uint16]uint32{}, users: map[uint32]int{}}
+	s := &states{objs: objs, inner: map[string]*ebpf.MapSpec{}, tables: newShare(), buckets: newShare()}
 	for name := range s.outer() {
 		s.inner[name] = spec.Maps[name].InnerMap
 	}
 	for _, d := range devices {
-		var id uint32
-		if err := objs.States.Lookup(uint32(d.Counters), &id); err != nil {
+		var in filterShared
+		if err := objs.States.Lookup(uint32(d.Counters), &in); err != nil {
 			return nil, fmt.Errorf("read map states: %w", err)
 		}
-		if id != 0 {
-			s.of[d.Counters] = id
-			s.users[id]++
-		}
+		s.tables.add(d.Counters, in.State)
+		s.buckets.add(d.Counters, in.Buckets)
 	}
 	return s, s.refill()
 }
@@ -58,7 +95,7 @@ func (s *states) refill() error {
 		waiting[id] = true
 	}
 	for id := uint32(1); id < s.objs.Answered.MaxEntries() && len(s.ready) < readyStates; id++ {
-		if s.users[id] > 0 || waiting[id] {
+		if s.tables.users[id] > 0 || waiting[id] {
 			continue
 		}
 		if err := s.make(id); err != nil {
@@ -87,50 +124,73 @@ func (s *states) make(id uint32) error {
 	return nil
 }
 
-// give lets the device of a counter block use the state of the first of siblings that has one, or an empty one. One
-// that has a state keeps it.
-func (s *states) give(block uint16, siblings []uint16) error {
-	if s.of[block] != 0 {
-		return nil
-	}
-	var id uint32
-	for _, other := range siblings {
-		if id = s.of[other]; id != 0 {
-			break
+// give lets the device of a counter block use what t takes: that of the first of siblings that has any, or an empty one.
+// What it has it keeps.
+func (s *states) give(block uint16, siblings []uint16, t *Tables) error {
+	in := filterShared{State: s.tables.of[block], Buckets: s.buckets.of[block]}
+	had := in
+	var err error
+	if t.Stateful && in.State == 0 {
+		if in.State = s.tables.ofSiblings(siblings); in.State == 0 {
+			in.State, err = s.table()
 		}
 	}
-	if id == 0 {
-		if len(s.ready) == 0 {
-			if err := s.refill(); err != nil {
-				return err
-			}
+	if t.rates != [2]uint32{} && in.Buckets == 0 {
+		if in.Buckets = s.buckets.ofSiblings(siblings); in.Buckets == 0 {
+			in.Buckets, err = s.bucket()
 		}
-		if len(s.ready) == 0 {
-			return fmt.Errorf("no room for another container with conversations: %d have a table", len(s.users))
-		}
-		id, s.ready = s.ready[0], s.ready[1:]
 	}
-	if err := s.objs.States.Put(uint32(block), id); err != nil {
+	if err != nil || in == had {
+		return err
+	}
+	if err := s.objs.States.Put(uint32(block), in); err != nil {
 		return fmt.Errorf("write map states: %w", err)
 	}
-	s.of[block] = id
-	s.users[id]++
+	s.tables.add(block, in.State)
+	s.buckets.add(block, in.Buckets)
 	return nil
 }
 
-// take ends the use of a state. The tables of one that nobody uses are emptied when they are given out again, or
+// table is a conversation table that nobody has.
+func (s *states) table() (uint32, error) {
+	if len(s.ready) == 0 {
+		if err := s.refill(); err != nil {
+			return 0, err
+		}
+	}
+	if len(s.ready) == 0 {
+		return 0, fmt.Errorf("no room for another container with conversations: %d have a table", len(s.tables.users))
+	}
+	id := s.ready[0]
+	s.ready = s.ready[1:]
+	return id, nil
+}
+
+// bucket is a set of buckets that nobody has, all of them empty.
+func (s *states) bucket() (uint32, error) {
+	for id := uint32(1); id < s.objs.Buckets.MaxEntries(); id++ {
+		if s.buckets.users[id] > 0 {
+			continue
+		}
+		if err := s.objs.Buckets.Put(id, filterBucketSet{}); err != nil {
+			return 0, fmt.Errorf("write map buckets: %w", err)
+		}
+		return id, nil
+	}
+	return 0, fmt.Errorf("no room for the limits of another container: %d have some", len(s.buckets.users))
+}
+
+// take ends the use of what a device has. The tables of one that nobody uses are emptied when they are given out again, or
 // by sweep: it takes the kernel too long for here.
 func (s *states) take(block uint16) error {
-	id := s.of[block]
-	if id == 0 {
+	if s.tables.of[block] == 0 && s.buckets.of[block] == 0 {
 		return nil
 	}
-	delete(s.of, block)
-	if s.users[id]--; s.users[id] == 0 {
-		delete(s.users, id)
+	s.buckets.remove(block)
+	if id := s.tables.remove(block); id != 0 {
 		s.full = append(s.full, id)
 	}
-	return s.objs.States.Put(uint32(block), uint32(0))
+	return s.objs.States.Put(uint32(block), filterShared{})
 }
 
 // sweptStates is how many tables one sweep looks through for conversations that are over.
@@ -140,7 +200,7 @@ const sweptStates = 8
 // uses back. It looks at a few tables each time, one after the other.
 func (s *states) sweep() error {
 	err := s.refill()
-	ids := slices.Sorted(maps.Keys(s.users))
+	ids := slices.Sorted(maps.Keys(s.tables.users))
 	for range min(len(ids), sweptStates) {
 		i, _ := slices.BinarySearch(ids, s.swept+1)
 		s.swept = ids[i%len(ids)]
@@ -149,7 +209,7 @@ func (s *states) sweep() error {
 	for range min(len(s.full), readyStates) {
 		id := s.full[0]
 		s.full = s.full[1:]
-		if s.users[id] > 0 || slices.Contains(s.ready, id) {
+		if s.tables.users[id] > 0 || slices.Contains(s.ready, id) {
 			continue
 		}
 		for _, outer := range s.outer() {

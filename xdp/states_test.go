@@ -12,9 +12,10 @@ func TestExpire(t *testing.T) {
 	f := open(t, bpffs(t))
 	defer f.Close()
 	s := f.maps.states
-	must(t, s.give(1, nil))
+	stateful := &Tables{Stateful: true}
+	must(t, s.give(1, nil, stateful))
 	var table *ebpf.Map
-	must(t, f.objs.Answered.Lookup(s.of[1], &table))
+	must(t, f.objs.Answered.Lookup(s.tables.of[1], &table))
 	defer table.Close()
 	now, err := monotonic()
 	must(t, err)
@@ -40,7 +41,7 @@ func TestExpire(t *testing.T) {
 		key := filterFlowKey{LocalPort: uint16(i), Proto: e.proto, Family: 4}
 		must(t, table.Put(key, conversation{Seen: now - uint64(e.idle), Closing: e.closing}))
 	}
-	must(t, s.expireAt(s.of[1], now))
+	must(t, s.expireAt(s.tables.of[1], now))
 	for i, e := range entries {
 		var got conversation
 		err := table.Lookup(filterFlowKey{LocalPort: uint16(i), Proto: e.proto, Family: 4}, &got)
@@ -57,28 +58,29 @@ func TestStatesAreGivenEmpty(t *testing.T) {
 	f := open(t, bpffs(t))
 	defer f.Close()
 	s := f.maps.states
-	must(t, s.give(1, nil))
-	must(t, s.give(2, []uint16{1}))
-	must(t, s.give(3, nil))
-	if s.of[1] != s.of[2] || s.of[1] == s.of[3] {
-		t.Fatalf("states %v", s.of)
+	stateful := &Tables{Stateful: true}
+	must(t, s.give(1, nil, stateful))
+	must(t, s.give(2, []uint16{1}, stateful))
+	must(t, s.give(3, nil, stateful))
+	if s.tables.of[1] != s.tables.of[2] || s.tables.of[1] == s.tables.of[3] {
+		t.Fatalf("states %v", s.tables.of)
 	}
 	var table *ebpf.Map
-	must(t, f.objs.Answered.Lookup(s.of[3], &table))
+	must(t, f.objs.Answered.Lookup(s.tables.of[3], &table))
 	must(t, table.Put(filterFlowKey{}, conversation{}))
 	must(t, table.Close())
 	must(t, s.take(3))
 	for block := uint16(10); block < 20; block++ {
-		must(t, s.give(block, nil))
-		must(t, f.objs.Answered.Lookup(s.of[block], &table))
+		must(t, s.give(block, nil, stateful))
+		must(t, f.objs.Answered.Lookup(s.tables.of[block], &table))
 		var key filterFlowKey
 		if table.NextKey(nil, &key) == nil {
-			t.Errorf("state %d has conversations of another container", s.of[block])
+			t.Errorf("state %d has conversations of another container", s.tables.of[block])
 		}
 		must(t, table.Close())
 	}
 	must(t, s.take(1))
-	if s.users[s.of[2]] != 1 {
-		t.Errorf("users %v", s.users)
+	if s.tables.users[s.tables.of[2]] != 1 {
+		t.Errorf("users %v", s.tables.users)
 	}
 }

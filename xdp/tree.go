@@ -10,6 +10,8 @@ const (
 	restBit    = 1 << 29
 	rests      = 4 // in a node
 	allowedBit = 1 << 16
+	auditBit   = 1 << 17
+	quietBit   = 1 << 18
 	fanout     = 16
 	maxLevels  = 4
 )

@@ -6,9 +6,13 @@ package xdp
 func (c *compiler) unknowns(known []segment) []interval {
 	var out []interval
 	at := uint32(maxService)
+	nobody := uint32(cellUnreadable) // has such a key
+	if c.limits {
+		nobody = cellBit
+	}
 	put := func(key, val uint32) {
 		if key > at+1 {
-			out = append(out, interval{key - 1, cellUnreadable})
+			out = append(out, interval{key - 1, nobody})
 		}
 		out = append(out, interval{key, val})
 		at = key
@@ -18,29 +22,26 @@ func (c *compiler) unknowns(known []segment) []interval {
 		for proto, s := range knownSpans(family == 1) {
 			m := c.mix(known, s)
 			any[family].add(m)
-			put(base|uint32(proto), c.value(m.row(c.families[family])))
+			put(base|uint32(proto), c.value(c.mixed(m, c.families[family])))
 		}
 	}
-	put(protoUnknown4, c.value(any[0].row(c.families[0])))
-	put(protoUnknown6, c.value(any[1].row(c.families[1])))
+	put(protoUnknown4, c.value(c.mixed(any[0], c.families[0])))
+	put(protoUnknown6, c.value(c.mixed(any[1], c.families[1])))
 
 	ip := c.flat(any)
 	notIP := c.notIP()
 	put(ipUnknown, ip)
-	put(allUnknown, agree(ip, notIP))
+	put(allUnknown, c.agree(ip, notIP))
 	put(notIPKey, notIP)
-	return append(out, interval{0xffffffff, cellUnreadable})
+	return append(out, interval{0xffffffff, nobody})
 }
 
-// agree is the verdict on what may be either.
-func agree(a, b uint32) uint32 {
-	if plain(a) != plain(b) {
-		return cellUnreadable
-	}
-	return plain(a)
+// agree is the cell of what may be either.
+func (c *compiler) agree(a, b uint32) uint32 {
+	return c.oneOf(map[uint32]int{plain(a): 1, plain(b): 1})
 }
 
-// plain is a cell without what does not matter to what cannot be read: why it passes.
+// plain is a cell without what does not matter to what cannot be read: why it passes. It leaves a mask of limits as it is.
 func plain(cell uint32) uint32 { return cell &^ allowedBit }
 
 // mixture is the set of rows that a packet may belong to, by class of services.
@@ -70,7 +71,7 @@ func (c *compiler) mix(known []segment, s span) mixture {
 }
 
 // row judges what may belong to any row of m, for the classes of one family of peers.
-func (m mixture) row(classes map[int]bool) row {
+func (c *compiler) mixed(m mixture, classes map[int]bool) row {
 	// How many rows have which base, and which rows say more of a class.
 	bases := map[uint32]int{}
 	named := map[int][]*row{}
@@ -82,7 +83,7 @@ func (m mixture) row(classes map[int]bool) row {
 			}
 		}
 	}
-	out := row{base: oneOf(bases), cells: map[int]uint32{}}
+	out := row{base: c.oneOf(bases), cells: map[int]uint32{}}
 	for class, rows := range named {
 		seen := map[uint32]int{}
 		for _, r := range rows {
@@ -91,9 +92,9 @@ func (m mixture) row(classes map[int]bool) row {
 				delete(bases, plain(r.base))
 			}
 		}
-		cell := oneOf(seen)
+		cell := c.oneOf(seen)
 		if len(bases) > 0 {
-			cell = agree(cell, oneOf(bases))
+			cell = c.agree(cell, c.oneOf(bases))
 		}
 		out.cells[class] = cell
 		for _, r := range rows {
@@ -103,26 +104,35 @@ func (m mixture) row(classes map[int]bool) row {
 	return out
 }
 
-// oneOf is the only key of a map, or unreadable where there are more.
-func oneOf(cells map[uint32]int) uint32 {
-	if len(cells) == 1 {
+// oneOf is the cell of what may be any of several: the only one, or unreadable where there are more. That passes where
+// all of them do, and is not logged where none that drops is. A limit holds where it may.
+func (c *compiler) oneOf(cells map[uint32]int) uint32 {
+	if len(cells) == 1 || c.limits {
+		union := uint32(cellBit)
 		for cell := range cells {
-			return cell
+			union |= cell
+		}
+		return union
+	}
+	unreadable := uint32(cellUnreadable | auditBit | quietBit)
+	for cell := range cells {
+		if cell != cellPass {
+			unreadable &= cell | ^uint32(auditBit|quietBit)
 		}
 	}
-	return cellUnreadable
+	return unreadable
 }
 
 // flat is the verdict on an IP packet of which nothing else is known.
 func (c *compiler) flat(any [2]mixture) uint32 {
 	cells := map[uint32]int{}
 	for family, m := range any {
-		r := m.row(c.families[family])
+		r := c.mixed(m, c.families[family])
 		for class := range c.families[family] {
 			cells[r.cell(class)]++
 		}
 	}
-	return oneOf(cells)
+	return c.oneOf(cells)
 }
 
 // notIP is the verdict on a frame that is not IP: only rules for all, with everybody, match it.

@@ -119,7 +119,7 @@ func TestMalformedOnAWire(t *testing.T) {
 			must(t, err)
 			tables.Stateful = false
 			tables.seal()
-			must(t, f.Attach(n.host.Index, tables, mode))
+			must(t, f.Attach(n.host.Index, Want{Policy: tables, Mode: mode}))
 			w := wireCheck{t: t, f: f, ifindex: n.host.Index, stack: stack, name: string(mode) + ", " + labels}
 			for _, section := range policytest.Unusual {
 				for _, row := range section.Rows {

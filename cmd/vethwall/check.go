@@ -168,7 +168,6 @@ func sentences(s policy.Stack) []string {
 		}
 	}
 	return append(out,
-		"Whether packets carry its own addresses is not judged by this version.",
 		"ARP, neighbour discovery and MLD always pass; an ICMP error passes where the packet that it quotes would.",
 		"What cannot be read, such as a later fragment, is dropped if a rule could have dropped it.",
 	)

@@ -25,8 +25,7 @@ func TestClosed(t *testing.T) {
 	}{
 		{"wrong value", "xdp.drop=tcp,upd", []string{`xdp.drop="tcp,upd"`, "at 4", "expected"}},
 		{"wrong key", "xdp.drp=udp", []string{"xdp.drp", "unknown key", "xdp.drop"}},
-		{"limit", "xdp.limit=udp=1kpps", []string{"xdp.limit", "understood, but this version cannot enforce it"}},
-		{"audit", "xdp.mode=audit", []string{"xdp.mode", "understood, but this version cannot enforce it"}},
+		{"program", "xdp.program=x.o", []string{"xdp.program", "understood, but this version cannot enforce it"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			c := v.With(t).Start(image, "q-"+strings.ReplaceAll(tc.name, " ", "-"), labelled(network, tc.label, "xdp.drop.fine=icmp"))

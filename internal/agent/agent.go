@@ -46,7 +46,7 @@ type Engine interface {
 
 // kernel is what the agent asks of the data plane; *xdp.Filter is one.
 type kernel interface {
-	Attach(ifindex int, t *xdp.Tables, mode xdp.Mode, siblings ...int) error
+	Attach(ifindex int, w xdp.Want) error
 	Shut(ifindex int) (byFilter bool, err error)
 	Detach(ifindex int) error
 	Unseen(ifindex int) uint64
@@ -122,6 +122,7 @@ type container struct {
 	saved   string // the record in the kernel
 	told    Record // what the log has
 	late    map[int]uint64
+	own     ownAddresses
 }
 
 type agent struct {
@@ -377,7 +378,7 @@ func (a *agent) interfaces(c *container, veths namespaces) (out []Interface, kno
 	maps.DeleteFunc(c.late, func(ifindex int, _ uint64) bool {
 		return !slices.ContainsFunc(found, func(v xdp.Veth) bool { return v.Index == ifindex })
 	})
-	networks := place(c.Networks, found)
+	networks := place(c.Networks, found, a.around.bridge)
 	for _, v := range found {
 		i := Interface{Network: networks[v.Index], Ifname: v.Name, Ifindex: v.Index, State: Enforced}
 		before, filtered := a.filtered(c, i)
@@ -387,7 +388,7 @@ func (a *agent) interfaces(c *container, veths namespaces) (out []Interface, kno
 		case c.want.tables == nil:
 			err = a.shut(&i, c.want.problem)
 		default:
-			err = a.attach(c, &i, v, indexes(found))
+			err = a.attach(c, &i, indexes(found))
 		}
 		if xdp.IsGone(err) {
 			continue // it went while we looked
@@ -447,19 +448,26 @@ func indexes(veths []xdp.Veth) (out []int) {
 	return out
 }
 
-// attach puts the policy of c into force on v, or closes it. An error means that neither was possible.
-func (a *agent) attach(c *container, i *Interface, v xdp.Veth, siblings []int) error {
-	known := slices.Contains(a.kernel.Devices(), v.Index)
-	if err := a.kernel.Attach(v.Index, c.want.tables, c.want.mode, siblings...); err != nil {
+// attach puts the policy of c into force on i, or closes it. An error means that neither was possible.
+func (a *agent) attach(c *container, i *Interface, siblings []int) error {
+	known := slices.Contains(a.kernel.Devices(), i.Ifindex)
+	want := xdp.Want{Policy: c.want.tables, Mode: c.want.mode, BothHooks: c.want.both, Siblings: siblings}
+	if err := a.identify(c, i, &want); err != nil {
 		return a.shut(i, oneLine(err))
 	}
+	if err := a.kernel.Attach(i.Ifindex, want); err != nil {
+		return a.shut(i, oneLine(err))
+	}
+	if c.want.audits {
+		i.State = Audit
+	}
 	if !known {
-		if n := a.kernel.Unseen(v.Index); n > 0 {
-			c.late[v.Index] = n
-			a.log.Warn("the container had sent before its filter came", "container", c.Name, "id", short(c.ID), "veth", v.Name, "packets", n)
+		if n := a.kernel.Unseen(i.Ifindex); n > 0 {
+			c.late[i.Ifindex] = n
+			a.log.Warn("the container had sent before its filter came", "container", c.Name, "id", short(c.ID), "veth", i.Ifname, "packets", n)
 		}
 	}
-	if n := c.late[v.Index]; n > 0 {
+	if n := c.late[i.Ifindex]; n > 0 {
 		i.State, i.Late = Late, n
 	}
 	return nil

@@ -64,7 +64,7 @@ func (k *fakeKernel) exists(ifindex int) bool {
 	return false
 }
 
-func (k *fakeKernel) Attach(ifindex int, t *xdp.Tables, _ xdp.Mode, _ ...int) error {
+func (k *fakeKernel) Attach(ifindex int, w xdp.Want) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	err := k.call("attach %d", ifindex)
@@ -74,7 +74,7 @@ func (k *fakeKernel) Attach(ifindex int, t *xdp.Tables, _ xdp.Mode, _ ...int) er
 	case !k.exists(ifindex):
 		return fmt.Errorf("attach: %w", netlink.LinkNotFoundError{})
 	}
-	k.attached[ifindex], k.tables[ifindex] = "open", t
+	k.attached[ifindex], k.tables[ifindex] = "open", w.Policy
 	return nil
 }
 
@@ -487,7 +487,7 @@ func (r *rig) plug(c docker.Container) {
 func vethsFor(c docker.Container) (out []xdp.Veth) {
 	for n, e := range c.Networks {
 		i := c.Pid + n
-		out = append(out, xdp.Veth{Index: i, Name: fmt.Sprintf("veth%d", i), Bridge: bridgeOf(e)})
+		out = append(out, xdp.Veth{Index: i, Name: fmt.Sprintf("veth%d", i), Bridge: surroundings{}.bridge(e)})
 	}
 	return out
 }

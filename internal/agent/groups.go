@@ -207,7 +207,7 @@ func (a *agent) learnNetworks(networks []docker.Network) {
 		byID[n.ID] = n
 	}
 	same := func(a, b docker.Network) bool {
-		return slices.Equal(a.Subnets, b.Subnets) && slices.Equal(a.Gateways, b.Gateways)
+		return slices.Equal(a.Subnets, b.Subnets) && slices.Equal(a.Gateways, b.Gateways) && a.Bridge == b.Bridge
 	}
 	if a.around.networks == nil || !maps.EqualFunc(a.around.networks, byID, same) {
 		a.around.networks = byID

@@ -3,6 +3,8 @@ package agent
 import (
 	"encoding/json"
 	"slices"
+
+	"github.com/vethwall/vethwall/xdp"
 )
 
 // State is how far a container or an interface is enforced.
@@ -11,6 +13,7 @@ type State string
 // The states, from the best to the worst; a container has the worst of its interfaces.
 const (
 	Enforced    State = "enforced"
+	Audit       State = "audit"       // judged and counted, and some of it not carried out
 	Late        State = "late"        // enforced, but the veth had sent before
 	Partial     State = "partial"     // something stands in the policy's place, or a way out that no hook sees
 	Pending     State = "pending"     // not there yet
@@ -18,7 +21,7 @@ const (
 	Quarantined State = "quarantined" // closed
 )
 
-var states = []State{Enforced, Late, Partial, Pending, Unsupported, Quarantined}
+var states = []State{Enforced, Audit, Late, Partial, Pending, Unsupported, Quarantined}
 
 // Worst is the worst of two states.
 func Worst(a, b State) State {
@@ -31,17 +34,17 @@ func Worst(a, b State) State {
 // Record is what the agent knows of a container that asks for a filter and runs. It stands in the kernel beside
 // the filter, so that status answers when no agent runs.
 type Record struct {
-	ID         string      `json:"id"`
-	Name       string      `json:"name"`
-	State      State       `json:"state"`
-	Policy     string      `json:"policy"`
-	Error      string      `json:"error"`
-	Warnings   []string    `json:"warnings"`
-	Holds      bool        `json:"holds"`
-	Loophole   string      `json:"loophole,omitempty"`
-	Rules      [2][]string `json:"rules"`    // by direction and counter slot
-	Receives   bool        `json:"receives"` // what it receives is judged, too
-	Interfaces []Interface `json:"interfaces"`
+	ID         string           `json:"id"`
+	Name       string           `json:"name"`
+	State      State            `json:"state"`
+	Policy     string           `json:"policy"`
+	Error      string           `json:"error"`
+	Warnings   []string         `json:"warnings"`
+	Holds      bool             `json:"holds"`
+	Loophole   string           `json:"loophole,omitempty"`
+	Rules      [2][]xdp.Counted `json:"rules"`    // by direction and counter slot
+	Receives   bool             `json:"receives"` // what it receives is judged, too
+	Interfaces []Interface      `json:"interfaces"`
 }
 
 // Interface is one network of a container.

@@ -98,9 +98,6 @@ func configured(c docker.Container, run map[string]string, conf config.Config) (
 // as the image's, because nobody can tell.
 func labelled(run, img map[string]string, imageKnown bool) (stack policy.Stack, warnings []string, err error) {
 	own, ownAsks, ownErr := policy.Parse(run)
-	if ownErr == nil {
-		ownErr = antispoofed(run, own)
-	}
 	if _, switched := run["xdp.enable"]; switched && !ownAsks {
 		return nil, nil, nil
 	}
@@ -174,16 +171,6 @@ func fromImage(err error) error {
 		out = append(out, fmt.Errorf("image label %w", e))
 	}
 	return errors.Join(out...)
-}
-
-// antispoofed refuses a label that asks for antispoof in so many words, which this version cannot enforce.
-// Of a policy nobody can tell any more, because antispoof is the default.
-func antispoofed(labels map[string]string, p policy.Policy) error {
-	value, asks := labels["xdp.antispoof"]
-	if !asks || p.AntispoofOff || len(p.Own) > 0 {
-		return nil
-	}
-	return &policy.LabelError{Key: "xdp.antispoof", Value: value, Problem: "understood, but this version cannot enforce it", Hint: "remove the label"}
 }
 
 // bounded holds the sources together to what each of them is held to by itself.

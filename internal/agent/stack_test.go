@@ -70,7 +70,7 @@ func TestStack(t *testing.T) {
 		{name: "run label wrong", run: labels{"xdp.drop": "upd"}, image: labels{"xdp.drop.x": "udp"}, asks: true, err: `xdp.drop="upd": at 0`},
 		{name: "image label wrong", run: labels{"xdp.drop": "udp"}, image: labels{"xdp.drop.x": "upd"}, asks: true, err: `image label xdp.drop.x="upd": at 0`},
 		{name: "both wrong", run: labels{"xdp.drop": "upd"}, image: labels{"xdp.drop.x": "80"}, asks: true, err: "\nimage label"},
-		{name: "antispoof asked for", run: labels{"xdp.antispoof": "true"}, asks: true, err: "xdp.antispoof=\"true\": at 0: understood, but"},
+		{name: "antispoof asked for", run: labels{"xdp.antispoof": "true"}, asks: true, want: "labels: xdp.enable=true"},
 		{name: "antispoof asked for, wrongly", run: labels{"xdp.antispoof": "?"}, asks: true, err: "true, false, or a list"},
 		{name: "antispoof asked for by the image", image: labels{"xdp.antispoof": "true", "xdp.drop": "udp"}, asks: true, want: "image: xdp.drop=udp"},
 		{name: "policy warnings", run: labels{"xdp.drop": "private"}, asks: true, want: "labels: xdp.drop=private", warning: "reverse proxy"},

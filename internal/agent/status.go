@@ -50,6 +50,7 @@ type Packets struct {
 type Drop struct {
 	Reason    string `json:"reason"`
 	Rule      string `json:"rule,omitempty"`
+	Audit     bool   `json:"audit,omitempty"` // it passed all the same
 	Direction string `json:"direction"`
 	Packets   uint64 `json:"packets"`
 	Bytes     uint64 `json:"bytes"` // layer 2
@@ -135,7 +136,7 @@ func lacking(d xdp.Device, promised State, receives bool) string {
 	}
 	filtered := d.HasPolicy && judges(policy.Egress) && (!receives || judges(policy.Ingress))
 	switch promised {
-	case Enforced, Late, Partial:
+	case Enforced, Audit, Late, Partial:
 		if !filtered || d.Closed {
 			return "NOT FILTERED: the filter is gone from the kernel; a running agent puts it back"
 		}
@@ -147,19 +148,24 @@ func lacking(d xdp.Device, promised State, receives bool) string {
 	return ""
 }
 
-func (s *InterfaceStatus) count(counts []xdp.Count, all [2][]string) {
+func (s *InterfaceStatus) count(counts []xdp.Count, all [2][]xdp.Counted) {
 	for _, c := range counts {
 		if c.Reason == policy.Pass {
 			s.Packets.Passed += c.Packets
 			continue
 		}
-		s.Packets.Dropped += c.Packets
-		d := Drop{Reason: c.Reason.String(), Direction: c.Direction.String(), Packets: c.Packets, Bytes: c.Bytes}
-		rules := all[c.Direction]
-		if c.Reason == policy.ByRule && c.Slot < len(rules) {
-			d.Rule = rules[c.Slot]
-		} else if c.Reason == policy.ByRule && len(rules) > 0 {
-			d.Rule = rules[len(rules)-1] // all that have no slot of their own
+		d := Drop{Reason: c.Reason.String(), Direction: c.Direction.String(), Audit: c.Audited, Packets: c.Packets, Bytes: c.Bytes}
+		if rules := all[c.Direction]; c.Reason == policy.ByRule && c.Slot < len(rules) {
+			rule := rules[c.Slot]
+			d.Rule, d.Audit = rule.Rule, rule.Audit
+			if rule.Limit {
+				d.Reason = policy.LimitReached.String()
+			}
+		}
+		if d.Audit {
+			s.Packets.WouldDrop += c.Packets
+		} else {
+			s.Packets.Dropped += c.Packets
 		}
 		s.Drops = append(s.Drops, d)
 	}

@@ -62,17 +62,19 @@ func TestCount(t *testing.T) {
 		{Reason: policy.Pass, Packets: 5, Bytes: 500},
 		{Reason: policy.ByRule, Slot: 0, Packets: 1, Bytes: 60},
 		{Reason: policy.ByRule, Slot: 1, Packets: 3, Bytes: 180},
-		{Reason: policy.ByRule, Slot: 9, Packets: 2, Bytes: 120},
-	}, [2][]string{{"udp", "tcp"}})
-	if s.Packets.Passed != 5 || s.Packets.Dropped != 6 {
+		{Reason: policy.ByRule, Slot: 2, Packets: 2, Bytes: 120},
+		{Reason: policy.ByRule, Slot: 3, Packets: 7, Bytes: 420},
+		{Reason: policy.Truncated, Audited: true, Packets: 1, Bytes: 60},
+	}, [2][]xdp.Counted{{{Rule: "udp"}, {Rule: "tcp"}, {Rule: "all", Limit: true}, {Rule: "gre", Audit: true}}})
+	if s.Packets != (Packets{Passed: 5, Dropped: 6, WouldDrop: 8}) {
 		t.Errorf("%+v", s.Packets)
 	}
 	var got []string
 	for _, d := range s.Drops {
-		got = append(got, d.Rule)
+		got = append(got, d.Reason+" "+d.Rule)
 	}
-	if want := "tcp tcp udp"; strings.Join(got, " ") != want {
-		t.Errorf("%q, want %q: most first, what has no slot under the last", got, want)
+	if want := "rule gre,rule tcp,limit all,rule udp,truncated "; strings.Join(got, ",") != want {
+		t.Errorf("%q, want %q: most first", got, want)
 	}
 }
 

@@ -5,6 +5,8 @@ import (
 	"slices"
 	"strings"
 
+	"go4.org/netipx"
+
 	"github.com/vethwall/vethwall/docker"
 	"github.com/vethwall/vethwall/internal/config"
 	"github.com/vethwall/vethwall/policy"
@@ -21,7 +23,14 @@ type want struct {
 	// live says that tables depend on groups, and waits that these are not known: a filter that is there may stay.
 	live, waits bool
 	mode        xdp.Mode
-	warnings    []string
+	// both: what it sends may get around one hook.
+	both bool
+	// audits: some source of the policy is in audit mode.
+	audits bool
+	// antispoof: packets must carry the container's own addresses, and those in own are its own as well.
+	antispoof bool
+	own       []netipx.IPRange
+	warnings  []string
 	// holds is false where no filter on a veth holds the container; loophole says why.
 	holds    bool
 	loophole string
@@ -45,6 +54,13 @@ func wanted(c docker.Container, k known, conf config.Config) (want, bool) {
 	}
 	if k.outside && asksDNS(stack) {
 		w.warnings = append(w.warnings, "a resolver of the host is on its loopback: the engine asks it from the host, and no rule sees these queries; docker run --dns ADDRESS avoids it")
+	}
+	w.both = detours(c)
+	for i := range stack {
+		w.audits = w.audits || stack.Audited(i)
+	}
+	if len(stack) > 0 { // what a source says holds for it and those after it, so the first decides
+		w.antispoof, w.own = !stack[0].Policy.AntispoofOff, stack[0].Policy.Own
 	}
 	if hook := Hook(stack, conf); hook != policy.HookAuto {
 		w.mode = xdp.Mode(hook.String())
@@ -78,13 +94,21 @@ func StackText(s policy.Stack) string {
 // Loophole says why no filter on a veth holds a container, "" where one does. With CAP_NET_ADMIN over the
 // host's user namespace it reaches the host's devices by netlink.
 func Loophole(c docker.Container) string {
-	if c.UserNS {
-		return ""
-	}
-	if c.Privileged || slices.Contains(c.CapAdd, "NET_ADMIN") || slices.Contains(c.CapAdd, "ALL") {
+	if !c.UserNS && netAdmin(c) {
 		return "the container has CAP_NET_ADMIN, so no filter on its veth holds it: it can reach the host's devices past it; start it without --privileged and --cap-add NET_ADMIN"
 	}
 	return ""
+}
+
+// netAdmin reports whether c may configure its own network namespace.
+func netAdmin(c docker.Container) bool {
+	return c.Privileged || slices.Contains(c.CapAdd, "NET_ADMIN") || slices.Contains(c.CapAdd, "ALL")
+}
+
+// detours reports whether what c sends may get around one hook: by redirects of its own making, or by those that its
+// runtime is wired with, as Kata's are.
+func detours(c docker.Container) bool {
+	return netAdmin(c) || !slices.Contains([]string{"", "runc", "crun", "io.containerd.runc.v2"}, c.Runtime)
 }
 
 const noNetwork = "the container has no network: there is nothing to filter"
@@ -131,14 +155,14 @@ func unfilteredDriver(e docker.Endpoint) string {
 }
 
 // place pairs the veths of a container with its networks, by the bridge that a veth is a port of.
-func place(networks []docker.Endpoint, veths []xdp.Veth) map[int]string {
+func place(networks []docker.Endpoint, veths []xdp.Veth, bridge func(docker.Endpoint) string) map[int]string {
 	names := map[int]string{}
 	var open []string
 	for _, e := range networks {
 		if unfilteredDriver(e) != "" {
 			continue
 		}
-		i := slices.IndexFunc(veths, func(v xdp.Veth) bool { return v.Bridge != "" && v.Bridge == bridgeOf(e) })
+		i := slices.IndexFunc(veths, func(v xdp.Veth) bool { return v.Bridge != "" && v.Bridge == bridge(e) })
 		if i < 0 {
 			open = append(open, e.Network)
 			continue
@@ -160,8 +184,11 @@ func place(networks []docker.Endpoint, veths []xdp.Veth) map[int]string {
 	return names
 }
 
-// bridgeOf is the name that Docker gives a network's bridge unless it is told another.
-func bridgeOf(e docker.Endpoint) string {
+// bridge is the name of a network's bridge: what Docker lists, else what it calls one unless it is told otherwise.
+func (s surroundings) bridge(e docker.Endpoint) string {
+	if name := s.networks[e.NetworkID].Bridge; name != "" {
+		return name
+	}
 	if e.Network == "bridge" {
 		return "docker0"
 	}

@@ -33,7 +33,7 @@ func TestPlace(t *testing.T) {
 		"a network without an id":       {[]docker.Endpoint{unborn}, []xdp.Veth{veth(7, "br-"), veth(8, "mine")}, map[int]string{7: "unborn", 8: "mine"}},
 		"a veth that is not yet there":  {[]docker.Endpoint{bridge, one}, []xdp.Veth{veth(8, "docker0")}, map[int]string{8: "bridge"}},
 	} {
-		if got := place(tc.networks, tc.veths); !maps.Equal(got, tc.want) {
+		if got := place(tc.networks, tc.veths, surroundings{}.bridge); !maps.Equal(got, tc.want) {
 			t.Errorf("%s: %v, want %v", name, got, tc.want)
 		}
 	}
@@ -54,7 +54,8 @@ func TestWanted(t *testing.T) {
 		{"plain", func(*docker.Container) {}, true, "xdp.drop=udp", xdp.Auto, true, true},
 		{"native", func(c *docker.Container) { c.Labels["xdp.hook"] = "native" }, true, "xdp.drop=udp xdp.hook=native", xdp.Native, true, true},
 		{"wrong", func(c *docker.Container) { c.Labels["xdp.drop"] = "upd" }, true, "", xdp.Auto, true, false},
-		{"not enforceable yet", func(c *docker.Container) { c.Labels["xdp.limit"] = "udp=1kpps" }, true, "xdp.drop=udp xdp.limit=udp=1kpps", xdp.Auto, true, false},
+		{"not enforceable yet", func(c *docker.Container) { c.Labels["xdp.program"] = "x.o" }, true, "xdp.drop=udp xdp.program=x.o", xdp.Auto, true, false},
+		{"with a limit", func(c *docker.Container) { c.Labels["xdp.limit"] = "udp=1kpps" }, true, "xdp.drop=udp xdp.limit=udp=1kpps", xdp.Auto, true, true},
 		{"privileged", func(c *docker.Container) { c.Privileged = true }, true, "xdp.drop=udp", xdp.Auto, false, true},
 		{"with NET_ADMIN", func(c *docker.Container) { c.CapAdd = []string{"NET_ADMIN"} }, true, "xdp.drop=udp", xdp.Auto, false, true},
 		{"with ALL", func(c *docker.Container) { c.CapAdd = []string{"ALL"} }, true, "xdp.drop=udp", xdp.Auto, false, true},

@@ -91,6 +91,9 @@ func (m frameMaker) frame() []byte {
 	switch m.IntN(24) {
 	case 0:
 		frame = ARP()
+		if m.IntN(2) == 0 {
+			frame[14+m.IntN(28)] = uint8(m.Uint32())
+		}
 	case 1:
 		// LLC lengths, LLDP, a tag of old, wake on LAN.
 		frame = Eth(pick(m.Rand, 0x0005, 0x0026, 0x05dc, 0x88cc, 0x9100, 0x0842, uint16(m.Uint32())), random(m.Rand, m.IntN(60)))
@@ -278,7 +281,26 @@ func (m frameMaker) linkMessage(src string) []byte {
 		"2001:db8::7", "2001:db8:0:1::7", m.peer(true))
 	code := pick[uint8](m.Rand, 0, 0, 0, 0, 0, 1)
 	message := ICMP(typ, code, random(m.Rand, m.IntN(24))...)
+	if m.IntN(2) == 0 {
+		message = ICMP(typ, code, m.neighborBody(typ)...)
+		src = pick(m.Rand, src, src, "::")
+	}
 	return With(m.ipv6(src, dst, protoICMPv6, message), 7, hops)
+}
+
+// neighborBody returns what neighbour discovery says, as hosts do or nearly so.
+func (m frameMaker) neighborBody(typ uint8) (body []byte) {
+	if typ == 135 || typ == 136 {
+		body = netip.MustParseAddr(m.peer(true)).AsSlice()
+	}
+	if m.IntN(3) == 0 {
+		return body
+	}
+	option := []byte{pick[uint8](m.Rand, 1, 2, 2, 14, 3), pick[uint8](m.Rand, 1, 1, 1, 1, 0, 2), 0, 0, 0x5e, 0, 0x53, 1}
+	if m.IntN(4) == 0 {
+		option[2+m.IntN(6)] ^= 1
+	}
+	return append(body, option[:8-m.IntN(9)/8]...)
 }
 
 func random(r *rand.Rand, n int) []byte {

@@ -1,0 +1,136 @@
+package policy
+
+import (
+	"net/netip"
+	"slices"
+
+	"go4.org/netipx"
+)
+
+// Identity is what the packets that a container sends on one of its veths must carry (antispoof).
+type Identity struct {
+	MAC [6]byte
+	// Own are the container's addresses on all its networks, and what its label adds.
+	Own []netipx.IPRange
+}
+
+// LinkLocal is the address that IPv6 makes of a MAC (RFC 4291, modified EUI-64).
+func LinkLocal(mac [6]byte) netip.Addr {
+	return netip.AddrFrom16([16]byte{
+		0: 0xfe, 1: 0x80, 8: mac[0] ^ 2, 9: mac[1], 10: mac[2], 11: 0xff, 12: 0xfe, 13: mac[3], 14: mac[4], 15: mac[5],
+	})
+}
+
+// Judge says of a frame that the container sends, from its destination MAC on, whether it is its own: Pass, or why not.
+func (id Identity) Judge(frame []byte) Reason { return id.judge(readFrame(frame)) }
+
+func (id Identity) judge(pkt packet) Reason {
+	switch {
+	case pkt.mayBeForged():
+		return pkt.why
+	case pkt.mac != id.MAC || pkt.forged:
+		return Spoof
+	case pkt.class == oneIP && !pkt.asksForAddress() && !pkt.isNobodyYet() && !id.owns(pkt.src):
+		return Spoof
+	case pkt.claim.IsValid() && !id.owns(pkt.claim):
+		return Spoof
+	}
+	return Pass
+}
+
+func (id Identity) owns(a netip.Addr) bool {
+	return slices.ContainsFunc(id.Own, func(r netipx.IPRange) bool { return r.Contains(a) })
+}
+
+// asksForAddress reports whether p is what a container without an address sends to a DHCP server (RFC 2131).
+func (p packet) asksForAddress() bool {
+	return p.src == netip.IPv4Unspecified() && p.serviceKnown && p.proto == protoUDP && p.to == dhcpServer
+}
+
+// isNobodyYet reports whether p is the solicitation or the group membership of who does not know yet that his address
+// is free (RFC 4862, RFC 3590).
+func (p packet) isNobodyYet() bool { return p.src == netip.IPv6Unspecified() && p.builtIn(Egress) }
+
+// mayBeForged reports whether what could not be read of p may be what no container has to send. A later fragment is not:
+// what it follows has been judged.
+func (p packet) mayBeForged() bool {
+	if p.why == Pass || p.later {
+		return false
+	}
+	return p.class != oneIP || !p.protoKnown || p.proto == protoUDP || p.proto == protoICMP || p.proto == protoICMPv6
+}
+
+// RFC 2131, RFC 8415.
+const (
+	dhcpServer  = 67
+	dhcpClient  = 68
+	dhcp6Server = 547
+	dhcp6Client = 546
+)
+
+// isServersDHCP reports whether p is a packet of a DHCP server.
+func (p packet) isServersDHCP() bool {
+	if p.proto != protoUDP || !p.serviceKnown {
+		return false
+	}
+	if p.dst.Is6() {
+		return p.from == dhcp6Server && p.to == dhcp6Client
+	}
+	return p.from == dhcpServer && p.to == dhcpClient
+}
+
+// isRouters reports whether p is a message that only routers have to send.
+func (p packet) isRouters() bool {
+	if p.icmp == nil {
+		return false
+	}
+	if p.dst.Is6() {
+		return p.icmp[0] == 134 || p.icmp[0] == 137
+	}
+	return p.icmp[0] == 5
+}
+
+// claims reads what neighbour discovery that is built in says of its sender: the address that is his or may be, and
+// whether it says anything that no host has to say. More than one option would be room for data.
+func (p packet) claims() (claim netip.Addr, forged bool) {
+	const solicitRouter, solicit, advertise = 133, 135, 136
+	typ, rest := p.icmp[0], p.icmp[min(8, len(p.icmp)):]
+	if typ < solicitRouter || typ > advertise || len(p.icmp) < 8 {
+		return claim, false
+	}
+	nobody := p.src == netip.IPv6Unspecified()
+	if typ != solicitRouter {
+		if len(rest) < 16 {
+			return claim, true
+		}
+		// Who asks without an address of his own asks whether this one is free for him.
+		if typ == advertise || nobody {
+			claim = netip.AddrFrom16([16]byte(rest))
+		}
+		rest = rest[16:]
+	}
+	switch {
+	case len(rest) == 0:
+		return claim, false
+	case len(rest) != 8 || rest[1] != 1:
+		return claim, true
+	case rest[0] == 1 || rest[0] == 2: // a link-layer address
+		return claim, [6]byte(rest[2:]) != p.mac
+	}
+	const nonce = 14 // RFC 3971, RFC 7527
+	return claim, rest[0] != nonce || !nobody
+}
+
+// readARP reads a packet of RFC 826 for Ethernet and IPv4, the only kind there is; another is forged.
+func readARP(mac [6]byte, b []byte) packet {
+	p := packet{class: isARP, mac: mac}
+	if len(b) < 28 || [6]byte(b) != [6]byte{0, 1, 8, 0, 6, 4} || [6]byte(b[8:]) != mac {
+		p.forged = true
+		return p
+	}
+	// A probe claims nothing yet (RFC 5227).
+	if sender := netip.AddrFrom4([4]byte(b[14:])); !sender.IsUnspecified() {
+		p.claim = sender
+	}
+	return p
+}

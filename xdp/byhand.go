@@ -86,11 +86,16 @@ func DetachByHand(dir string, ifindex int) error {
 
 // wantsBoth reports whether a device has both hooks for what is sent even without a program by hand.
 func (f *Filter) wantsBoth(ifindex int) (bool, error) {
-	p, err := newPool(&f.objs)
-	if err != nil {
-		return false, err
+	r := Reader{maps: f.objs.filterMaps}
+	d, ok := r.entry(ifindex)
+	if !ok {
+		return false, nil
 	}
-	return p.identities[p.devices[ifindex].Counters].Own&twoHooks != 0, nil
+	var id filterIdentity
+	if err := f.objs.Identities.Lookup(uint32(d.Counters), &id); err != nil {
+		return false, fmt.Errorf("read map identities: %w", err)
+	}
+	return id.Own&twoHooks != 0, nil
 }
 
 // loadPinned loads the programs over the maps that are pinned.

@@ -178,7 +178,7 @@ func (f *Filter) hooks(ifindex int, w Want) (out []string) {
 
 // both reports whether tc ingress follows our XDP program, which then leaves a mark for it.
 func (f *Filter) both(ifindex int) bool {
-	return f.has(hookID{ifindex, hookXDP}) && f.has(hookID{ifindex, hookSent})
+	return !f.ByHand(ifindex) && f.has(hookID{ifindex, hookXDP}) && f.has(hookID{ifindex, hookSent})
 }
 
 // Attach puts w into force on the host-side veth of a container. The policy is in force when it returns without an error. What is attached is kept: its policy

@@ -204,6 +204,6 @@ func compiled(rules []policy.Rule) (*Tables, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%d rules: %w", len(rules), err)
 	}
-	t.Stateful = false
+	t.flags &^= flagStateful
 	return t, nil
 }

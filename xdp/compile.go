@@ -132,8 +132,8 @@ func enforceable(s policy.Stack) error {
 	for _, source := range s {
 		p := source.Policy
 		for _, r := range p.Rules {
-			switch {
-			case r.Match.What.Kind == policy.DNS, r.Match.What.Kind == policy.Metadata:
+			switch r.Match.What.Kind {
+			case policy.DNS, policy.Metadata:
 				refuse("%s=%s", r.Key(), r.Match)
 			default:
 				for _, g := range r.Match.Peers.Groups {

@@ -61,7 +61,7 @@ func (c rowCheck) check(labels, want string) {
 			c.compare(labels, h, stack, i, frame, memory.Verdict(stack, h.dir, frame, 0), want)
 		}
 	}
-	tables.Stateful = false
+	tables.flags &^= flagStateful
 	c.r.use(tables)
 	for _, h := range hooks {
 		_, way := ofDirection(want, h.dir)

@@ -87,7 +87,8 @@ func (tw *twins) enforce(p policy.Policy, mode Mode) {
 	tw.t.Helper()
 	tables, err := Compile(policy.Stack{{Origin: "labels", Policy: p}})
 	must(tw.t, err)
-	tables.Stateful, tables.Receives = false, true
+	tables.flags &^= flagStateful
+	tables.Receives = true
 	tables.seal()
 	must(tw.t, tw.f.Attach(tw.n.host.Index, Want{Policy: tables, Mode: mode}))
 	nft(tw.t, "table netdev twin\ndelete table netdev twin\ntable netdev twin {\n"+

@@ -117,7 +117,7 @@ func TestMalformedOnAWire(t *testing.T) {
 			stack := stackOf(t, labels)
 			tables, err := Compile(stack)
 			must(t, err)
-			tables.Stateful = false
+			tables.flags &^= flagStateful
 			tables.seal()
 			must(t, f.Attach(n.host.Index, Want{Policy: tables, Mode: mode}))
 			w := wireCheck{t: t, f: f, ifindex: n.host.Index, stack: stack, name: string(mode) + ", " + labels}

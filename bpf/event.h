@@ -8,14 +8,29 @@
 #define EVENTS_PER_SECOND 32
 #define EVENT_TIME (1000000000ULL / EVENTS_PER_SECOND)
 
+/*
+ * Whether a device has had its share of events in this very tick: a flood asks no further. The kernel reads its ticks in
+ * the program itself, where any other clock is a call.
+ */
+static __always_inline int events_are_closed(__u32 block)
+{
+	struct event_time *t = bpf_map_lookup_elem(&event_times, &block);
+
+	return !t || t->closed == bpf_jiffies64();
+}
+
 /* Whether a device may have another event; a packet more or less does not matter here. */
 static __always_inline int event_room(__u32 block, __u64 now)
 {
-	__u64 *empty = bpf_map_lookup_elem(&event_times, &block);
+	struct event_time *t = bpf_map_lookup_elem(&event_times, &block);
 
-	if (!empty || *empty > now + EVENT_BURST * EVENT_TIME)
+	if (!t)
 		return 0;
-	*empty = (*empty > now ? *empty : now) + EVENT_TIME;
+	if (t->empty > now + EVENT_BURST * EVENT_TIME) {
+		t->closed = bpf_jiffies64();
+		return 0;
+	}
+	t->empty = (t->empty > now ? t->empty : now) + EVENT_TIME;
 	return 1;
 }
 

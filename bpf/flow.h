@@ -299,7 +299,7 @@ static __always_inline void tell(const struct device *device, const struct polic
 	int log = v.reason != REASON_PASS ? !v.quiet : policy && policy->flags & POLICY_LOG_PASSES;
 
 	count(device, d, v, bytes);
-	if (log)
+	if (log && !events_are_closed(device->counters))
 		note_event(p, device, cell_of(v), bytes);
 }
 

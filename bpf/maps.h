@@ -271,6 +271,12 @@ struct event {
 	__u8 zero[6];
 };
 
+/* The bucket of a device's events. */
+struct event_time {
+	__u64 empty; /* when it is empty again: ns since boot */
+	__u64 closed; /* the tick (jiffies) in which it was last found full */
+};
+
 /* Who a counter block's device is. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -295,12 +301,12 @@ struct {
 	__type(value, struct event);
 } events SEC(".maps");
 
-/* When the bucket of a counter block's events is empty again: ns since boot. */
+/* By counter block. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, MAX_DEVICES);
 	__type(key, __u32);
-	__type(value, __u64);
+	__type(value, struct event_time);
 } event_times SEC(".maps");
 
 /* Single numbers. */

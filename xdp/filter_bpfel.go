@@ -63,6 +63,12 @@ type filterEvent struct {
 	Zero      [6]uint8
 }
 
+type filterEventTime struct {
+	_      structs.HostLayout
+	Empty  uint64
+	Closed uint64
+}
+
 type filterFlowKey struct {
 	_         structs.HostLayout
 	Local     [4]uint32

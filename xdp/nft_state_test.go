@@ -151,7 +151,7 @@ func unmarked(t *testing.T, p policy.Policy) policy.Policy {
 func TestSecondOpinionOnConversations(t *testing.T) {
 	needNFT(t)
 	r := routers{t: t, ours: newRouter(t), theirs: newRouter(t)}
-	onOneCPU(t)
+	must(t, onCPU(0))
 	must(t, netns.Set(r.ours.ns))
 	r.f = open(t, bpffs(t))
 	defer r.f.Close()

@@ -30,7 +30,7 @@ func newTwins(t *testing.T) *twins {
 	t.Helper()
 	needNFT(t)
 	tw := &twins{t: t, n: newNetwork(t)}
-	onOneCPU(t)
+	must(t, onCPU(0))
 	silence(t)
 	// Docker's bridges show packets to the IP stack's netfilter, which drops what has odd options.
 	sysctl(t, "bridge/bridge-nf-call-iptables", "0")

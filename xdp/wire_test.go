@@ -66,19 +66,23 @@ func (e *rawEnd) receive(wait time.Duration) []byte {
 	}
 }
 
-// onOneCPU keeps the thread where it is, so that frames which it sends one after the other stay in their order. The caller
-// has locked the goroutine to a thread that ends with the test.
-func onOneCPU(t *testing.T) {
-	t.Helper()
+// onCPU keeps the thread on the nth of the processors that it may use, modulo how many there are, so that frames which it sends
+// one after the other stay in their order. The caller has locked the goroutine to a thread that ends with the test.
+func onCPU(nth int) error {
 	var may, one unix.CPUSet
-	must(t, unix.SchedGetaffinity(0, &may))
-	for cpu := range len(may) * 64 {
-		if may.IsSet(cpu) {
-			one.Set(cpu)
-			break
-		}
+	if err := unix.SchedGetaffinity(0, &may); err != nil {
+		return err
 	}
-	must(t, unix.SchedSetaffinity(0, &one))
+	for cpu, left := 0, nth%may.Count(); ; cpu++ {
+		if !may.IsSet(cpu) {
+			continue
+		}
+		if left == 0 {
+			one.Set(cpu)
+			return unix.SchedSetaffinity(0, &one)
+		}
+		left--
+	}
 }
 
 // sysctl sets a value below /proc/sys/net, in the thread's namespace. One that the kernel does not have stays so.
@@ -101,7 +105,7 @@ func silence(t *testing.T) {
 // packet any more.
 func TestMalformedOnAWire(t *testing.T) {
 	n := newNetwork(t)
-	onOneCPU(t)
+	must(t, onCPU(0))
 	silence(t)
 	host := newRawEnd(t, "host0")
 	var container *rawEnd

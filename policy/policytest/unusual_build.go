@@ -44,7 +44,7 @@ const (
 	atTransport6 = atIP + 40
 )
 
-// asks4 and asks6 are what a datagram to port 53 and a SYN to port 443 are made of.
+// datagram and syn are to the ports that the allow-list has.
 func datagram() []byte { return UDP(1024, 53) }
 func syn() []byte      { return TCP(1024, 443) }
 

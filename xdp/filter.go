@@ -43,6 +43,7 @@ type Filter struct {
 	// links are our pinned links. Their file descriptors stay open, so that a filter stays when somebody
 	// removes its pin.
 	links map[hookID]link.Link
+	held  map[int]bool // devices that have the hold's program and no policy of their own
 	// noTCX: the kernel has none (before 6.6), and clsact takes its place.
 	noTCX bool
 }
@@ -55,7 +56,7 @@ func Open(dir string) (*Filter, error) {
 	if err != nil {
 		return nil, err
 	}
-	f := &Filter{dir: dir, lock: lock}
+	f := &Filter{dir: dir, lock: lock, held: map[int]bool{}}
 	if err := f.load(); err != nil {
 		f.Close()
 		return nil, err
@@ -232,6 +233,12 @@ func (f *Filter) Retire() error {
 // Uninstall takes everything under dir out of the kernel, whatever state it is in, and removes dir.
 // ErrBusy while an agent runs.
 func Uninstall(dir string) error {
+	if AgentRuns(dir) {
+		return ErrBusy
+	}
+	if err := newRuleset(dir).remove(); err != nil {
+		return err
+	}
 	if _, err := os.Stat(dir); errors.Is(err, os.ErrNotExist) {
 		return nil
 	}

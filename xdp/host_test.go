@@ -88,7 +88,7 @@ func TestWatchHost(t *testing.T) {
 		defer close(done)
 		runtime.LockOSThread() // never unlocked: a socket is of the namespace of the thread that opens it
 		if netns.Set(host) == nil {
-			WatchHost(ctx, slog.New(slog.DiscardHandler), func() { bell <- struct{}{} })
+			WatchHost(ctx, slog.New(slog.DiscardHandler), func() { bell <- struct{}{} }, func(int) {})
 		}
 	}()
 	t.Cleanup(func() { cancel(); <-done; _ = host.Close() })

@@ -186,6 +186,7 @@ func (f *Filter) both(ifindex int) bool {
 // A device that Shut set down comes up again, with its filter. ErrTaken: see there. After any error the device may
 // be without a filter: Shut closes it.
 func (f *Filter) Attach(ifindex int, w Want) error {
+	delete(f.held, ifindex)
 	hooks := f.hooks(ifindex, w)
 	fresh := !f.hooked(ifindex)
 	shut := fresh && f.maps.isShut(ifindex)
@@ -380,14 +381,14 @@ func (f *Filter) Unseen(ifindex int) uint64 {
 	return max(l.Attrs().Statistics.RxPackets, judged) - judged
 }
 
-// Devices are the ifindexes that have a filter of ours or were set down by Shut.
+// Devices are the ifindexes that have a filter of ours or were set down by Shut. What is only held is none of them.
 func (f *Filter) Devices() []int {
 	out := slices.Collect(maps.Keys(f.maps.devices))
 	for id := range f.links { // of an earlier version, whose maps are not ours
 		out = append(out, id.ifindex)
 	}
 	slices.Sort(out)
-	return slices.Compact(out)
+	return slices.DeleteFunc(slices.Compact(out), func(ifindex int) bool { return f.held[ifindex] })
 }
 
 // Sweep removes what belongs to devices that are gone, and frees what has been unused for a while.

@@ -17,12 +17,38 @@ import (
 const receiveBuffer = 8 << 20
 
 // WatchHost rings whenever a link or an address of this network namespace changes, or a route that leads to neighbours,
-// until ctx ends. The subscription ends on any error, lost messages included: it is opened anew, and ring called for
+// until ctx ends. Of a link that has become a port of another device, or was one before and has changed, arrived is told
+// first. The subscription ends on any error, lost messages included: it is opened anew, and ring called for
 // what nobody heard.
-func WatchHost(ctx context.Context, log *slog.Logger, ring func()) {
+func WatchHost(ctx context.Context, log *slog.Logger, ring func(), arrived func(ifindex int)) {
+	groups := []uint{
+		unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE,
+	}
+	watch(ctx, log, unix.NETLINK_ROUTE, groups, ring, func(messages []syscall.NetlinkMessage) {
+		for _, m := range messages {
+			if ifindex := enslaved(m); ifindex != 0 {
+				arrived(ifindex)
+			}
+		}
+		if slices.ContainsFunc(messages, matters) {
+			ring()
+		}
+	})
+}
+
+// WatchRules rings whenever somebody removes nftables rules for bridges in this network namespace, until ctx ends.
+func WatchRules(ctx context.Context, log *slog.Logger, ring func()) {
+	watch(ctx, log, unix.NETLINK_NETFILTER, []uint{unix.NFNLGRP_NFTABLES}, ring, func(messages []syscall.NetlinkMessage) {
+		if slices.ContainsFunc(messages, removesRules) {
+			ring()
+		}
+	})
+}
+
+// watch passes messages of the kernel on, and calls lost at the beginning and whenever some may have been lost.
+func watch(ctx context.Context, log *slog.Logger, protocol int, groups []uint, lost func(), take func([]syscall.NetlinkMessage)) {
 	for ctx.Err() == nil {
-		s, err := nl.Subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR,
-			unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE)
+		s, err := nl.Subscribe(protocol, groups...)
 		if err != nil {
 			log.Warn("cannot subscribe to messages of the network; trying again", "error", err)
 			select {
@@ -33,8 +59,8 @@ func WatchHost(ctx context.Context, log *slog.Logger, ring func()) {
 		}
 		_ = s.SetReceiveBufferSize(receiveBuffer, true) // without it more messages are lost, and lost ones are rung for
 		stop := context.AfterFunc(ctx, s.Close)
-		ring()
-		err = forward(s, ring)
+		lost()
+		err = forward(s, take)
 		if stop() {
 			log.Debug("messages of the network were lost; looking at everything", "error", err)
 			s.Close()
@@ -42,17 +68,41 @@ func WatchHost(ctx context.Context, log *slog.Logger, ring func()) {
 	}
 }
 
-// forward rings for what it receives until there is an error.
-func forward(s *nl.NetlinkSocket, ring func()) error {
+// forward passes on what it receives from the kernel until there is an error.
+func forward(s *nl.NetlinkSocket, take func([]syscall.NetlinkMessage)) error {
 	for {
 		messages, from, err := s.Receive()
 		if err != nil {
 			return err
 		}
-		if from.Pid == nl.PidKernel && slices.ContainsFunc(messages, matters) {
-			ring()
+		if from.Pid == nl.PidKernel {
+			take(messages)
 		}
 	}
+}
+
+// enslaved is the ifindex of the link that a message tells of, where that is a port of another device; else 0.
+func enslaved(m syscall.NetlinkMessage) int {
+	if m.Header.Type != unix.RTM_NEWLINK || len(m.Data) < unix.SizeofIfInfomsg {
+		return 0
+	}
+	about := nl.DeserializeIfInfomsg(m.Data)
+	attrs, err := nl.ParseRouteAttr(m.Data[about.Len():])
+	hasMaster := func(a syscall.NetlinkRouteAttr) bool { return a.Attr.Type == unix.IFLA_MASTER }
+	if err != nil || about.Family != unix.AF_UNSPEC || !slices.ContainsFunc(attrs, hasMaster) {
+		return 0
+	}
+	return int(about.Index)
+}
+
+// removesRules reports whether a table, chain or rule for bridges is removed.
+func removesRules(m syscall.NetlinkMessage) bool {
+	const nft = unix.NFNL_SUBSYS_NFTABLES << 8
+	switch m.Header.Type {
+	case nft | unix.NFT_MSG_DELTABLE, nft | unix.NFT_MSG_DELCHAIN, nft | unix.NFT_MSG_DELRULE:
+		return len(m.Data) > 0 && m.Data[0] == unix.NFPROTO_BRIDGE
+	}
+	return false
 }
 
 // matters leaves out the routes that have a gateway, of which a router changes hundreds in a second, and those of other

@@ -159,7 +159,7 @@ func newAgent(k kernel, o Options) *agent {
 		kernel: k, log: o.Log, ready: o.Ready, connect: o.Connect, proc: hostProc,
 		veths:        func() (namespaces, error) { return xdp.ListVeths() },
 		readHost:     readHost,
-		watchHost:    func(ctx context.Context, ring func()) { xdp.WatchHost(ctx, o.Log, ring) },
+		watchHost:    func(ctx context.Context, ring func()) { xdp.WatchHost(ctx, o.Log, ring, func(int) {}) },
 		detachByHand: func(ifindex int) error { return xdp.DetachByHand(o.Dir, ifindex) },
 		containers:   map[string]*container{}, records: map[string]string{}, dirty: map[string]bool{}, hostStale: true,
 		around: surroundings{conf: o.Config},

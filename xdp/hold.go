@@ -1,0 +1,252 @@
+package xdp
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"time"
+
+	"github.com/vethwall/vethwall/policy"
+)
+
+// Hold keeps a new port of a bridge from sending until it is released, so that a filter can be attached before a
+// container's first packet. ARP, neighbour discovery and MLD pass, and what the port receives. Only ports with a
+// name such as Docker gives them are held, and none that was a port when the hold began.
+//
+// Rules of nftables hold a port from its first frame on, and give it up 5 s after the last Refresh. Where the kernel
+// has no nftables for bridges an XDP program does it from when Sync or Arrived has seen the port, and ends with
+// this process.
+//
+// Hold is not safe for concurrent use.
+type Hold struct {
+	filter *Filter
+	rules  *ruleset
+	inXDP  bool
+	why    error
+	known  map[int]bool // may send
+	last   time.Time    // of the last refresh
+}
+
+// Held is a way to hold ports.
+type Held string
+
+// The ways: HeldNFT by rules, HeldXDP by a program, NotHeld where no agent runs.
+const (
+	HeldNFT Held = "nftables"
+	HeldXDP Held = "xdp"
+	NotHeld Held = "none"
+)
+
+// lapse is how long after the last refresh the rules are taken to have ended: somewhat before they do.
+const lapse = deadMan - deadMan/10
+
+// OpenHold begins to hold the new ports of the network namespace that this thread is in; ports are those of now. Where the agent
+// before this one has held ports and its hold has not ended, they stay held. Close it before f.
+func OpenHold(f *Filter, ports []Port) *Hold {
+	h := &Hold{filter: f, rules: newRuleset(f.dir), known: map[int]bool{}, last: time.Now()}
+	before, left, err := h.rules.read()
+	adopt := err == nil && left > deadMan-lapse && h.rules.whole()
+	for _, p := range ports {
+		if !adopt || slices.Contains(before, p.Index) || !p.dockers() {
+			h.known[p.Index] = true
+		}
+	}
+	if h.why = h.rules.install(h.knownPorts()); h.why != nil {
+		h.inXDP = true
+	}
+	return h
+}
+
+func (h *Hold) knownPorts() (out []int) {
+	for ifindex := range h.known {
+		out = append(out, ifindex)
+	}
+	return out
+}
+
+// Way says how ports are held, and where it is not by rules why not.
+func (h *Hold) Way() (Held, error) {
+	if h.inXDP {
+		return HeldXDP, h.why
+	}
+	return HeldNFT, nil
+}
+
+// Close leaves the rules in force until they end by themselves: the next agent takes them over.
+func (h *Hold) Close() { h.rules.close() }
+
+// Sync is told all ports. It returns those that are held, lets others send, and forgets what is gone: numbers
+// come back.
+func (h *Hold) Sync(ports []Port) (held []Port, err error) {
+	there, others := map[int]bool{}, []int(nil)
+	for _, p := range ports {
+		there[p.Index] = true
+		switch {
+		case h.known[p.Index]:
+		case p.dockers():
+			err = errors.Join(err, h.Arrived(p))
+			held = append(held, p)
+		default:
+			others = append(others, p.Index)
+		}
+	}
+	var gone []int
+	for ifindex := range h.known {
+		if !there[ifindex] && !exists(ifindex) {
+			gone = append(gone, ifindex)
+			delete(h.known, ifindex)
+		}
+	}
+	if !h.inXDP && len(gone) > 0 {
+		err = errors.Join(err, h.mend(h.rules.forget(gone...)))
+	}
+	return held, errors.Join(err, h.Release(others...))
+}
+
+// Held reports whether a port is held and may have been since its first frame.
+func (h *Hold) Held(ifindex int) bool { return !h.inXDP && !h.known[ifindex] }
+
+// Known reports whether a port has been released, or was there before.
+func (h *Hold) Known(ifindex int) bool { return h.known[ifindex] }
+
+// Arrived is told of a new port. Where no rule holds it, this does.
+func (h *Hold) Arrived(p Port) error {
+	if !h.inXDP || h.known[p.Index] || !p.dockers() {
+		return nil
+	}
+	return h.filter.holdBack(p.Index)
+}
+
+// Release lets ports send. Those that have a filter keep it.
+func (h *Hold) Release(ifindexes ...int) error {
+	ifindexes = slices.DeleteFunc(slices.Clone(ifindexes), h.Known)
+	for _, i := range ifindexes {
+		h.known[i] = true
+	}
+	if len(ifindexes) == 0 {
+		return nil
+	}
+	if !h.inXDP {
+		return h.mend(h.rules.release(ifindexes...))
+	}
+	var errs []error
+	for _, i := range ifindexes {
+		errs = append(errs, h.filter.endHold(i))
+	}
+	return errors.Join(errs...)
+}
+
+// Refresh keeps the hold going; call it every second. lapsed says that it had ended, because nobody had called for 5 s: what was
+// held then, and all that has become a port since, may have sent, and has been released.
+func (h *Hold) Refresh() (lapsed bool, err error) {
+	if h.inXDP {
+		return false, nil
+	}
+	var fresh []int
+	if lapsed = time.Since(h.last) >= lapse; lapsed {
+		ports, err := ListPorts()
+		if err != nil {
+			return false, err
+		}
+		for _, p := range ports {
+			if !h.known[p.Index] {
+				fresh = append(fresh, p.Index)
+				h.known[p.Index] = true
+			}
+		}
+	}
+	h.last = time.Now()
+	return lapsed, h.mend(h.rules.refresh(fresh...))
+}
+
+// Mend installs the rules again if somebody has removed them.
+func (h *Hold) Mend() error {
+	if h.inXDP || h.rules.whole() {
+		return nil
+	}
+	return h.mend(fmt.Errorf("the nftables table bridge %s is gone", h.rules.table.Name))
+}
+
+// mend installs the rules again after an error, with what is known. Ports that came while they were gone are held
+// from here on. Where it cannot be done a program holds what comes.
+func (h *Hold) mend(err error) error {
+	if err == nil {
+		return nil
+	}
+	h.last = time.Now()
+	if h.why = h.rules.install(h.knownPorts()); h.why != nil {
+		h.inXDP = true
+		return fmt.Errorf("%w: %w", err, h.why)
+	}
+	return nil
+}
+
+// holdPolicy lets only what is never a matter of rules pass: ARP, neighbour discovery and MLD. Nothing is said of what is received.
+var holdPolicy = func() *Tables {
+	p, _, err := policy.Parse(map[string]string{"xdp.egress.default": "drop"})
+	if err != nil {
+		panic(err)
+	}
+	t, err := Compile(policy.Stack{{Origin: "hold", Policy: p}})
+	if err != nil {
+		panic(err)
+	}
+	return t
+}()
+
+// holdBack puts a program on a device that lets only holdPolicy pass. It has no pin, so that it ends with this
+// process; Attach gives it one together with a policy.
+func (f *Filter) holdBack(ifindex int) error {
+	if f.hooked(ifindex) {
+		return nil
+	}
+	if err := f.maps.setPolicy(ifindex, Want{Policy: holdPolicy}, false); err != nil {
+		return err
+	}
+	l, err := attachXDP(ifindex, f.objs.VethwallXdp, Generic)
+	if err != nil {
+		return errors.Join(err, f.maps.remove(ifindex))
+	}
+	f.links[hookID{ifindex, hookXDP}] = l
+	f.held[ifindex] = true
+	return nil
+}
+
+// endHold takes the hold's program off, but where Attach has made a filter of it.
+func (f *Filter) endHold(ifindex int) error {
+	id := hookID{ifindex, hookXDP}
+	l := f.links[id]
+	if _, err := os.Lstat(f.pin(id)); l == nil || err == nil {
+		return nil
+	}
+	delete(f.links, id)
+	err := errors.Join(l.Detach(), l.Close())
+	if f.held[ifindex] {
+		delete(f.held, ifindex)
+		err = errors.Join(err, f.maps.remove(ifindex))
+	}
+	return err
+}
+
+// HoldInForce reads back how the agent that pins under dir holds new ports, and how many packets its rules have
+// dropped.
+func HoldInForce(dir string) (way Held, dropped uint64) {
+	r := newRuleset(dir)
+	defer r.close()
+	_, left, err := r.read()
+	switch {
+	case err == nil && left > 0:
+		return HeldNFT, r.dropped()
+	case err != nil && AgentRuns(dir):
+		return HeldXDP, 0
+	}
+	return NotHeld, 0
+}
+
+// TryHold says why the kernel cannot hold ports by rules, nil where it can. It changes nothing.
+func TryHold() error {
+	r := newRuleset("try")
+	defer r.close()
+	return r.try()
+}

@@ -1,0 +1,98 @@
+package xdp
+
+import (
+	"fmt"
+	"net"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+)
+
+// Port is a port of a bridge in this network namespace.
+type Port struct {
+	Index  int
+	Name   string
+	Bridge string
+	// NsID is the namespace id of the other end of a veth, -1 where that is in this namespace, as it is at first with
+	// engines before 28. Peer is the other end's ifindex there, 0 for what is no veth.
+	NsID, Peer int
+}
+
+// ListPorts asks the kernel for all ports of bridges.
+func ListPorts() ([]Port, error) {
+	links, err := listLinks()
+	if err != nil {
+		return nil, fmt.Errorf("list links: %w", err)
+	}
+	return portsAmong(links), nil
+}
+
+func portsAmong(links []netlink.Link) (out []Port) {
+	bridges := map[int]string{}
+	for _, l := range links {
+		if l.Type() == "bridge" {
+			bridges[l.Attrs().Index] = l.Attrs().Name
+		}
+	}
+	for _, l := range links {
+		if bridge := bridges[l.Attrs().MasterIndex]; bridge != "" {
+			out = append(out, portOf(l, bridge))
+		}
+	}
+	return out
+}
+
+// PortAt asks for one port; false where there is no such device, or it is no port of a bridge.
+func PortAt(ifindex int) (Port, bool) {
+	l, err := netlink.LinkByIndex(ifindex)
+	if err != nil || l.Attrs().MasterIndex == 0 {
+		return Port{}, false
+	}
+	bridge, err := netlink.LinkByIndex(l.Attrs().MasterIndex)
+	if err != nil || bridge.Type() != "bridge" {
+		return Port{}, false
+	}
+	return portOf(l, bridge.Attrs().Name), true
+}
+
+func portOf(l netlink.Link, bridge string) Port {
+	a := l.Attrs()
+	p := Port{Index: a.Index, Name: a.Name, Bridge: bridge, NsID: -1}
+	if l.Type() == "veth" {
+		p.NsID, p.Peer = a.NetNsID, a.ParentIndex
+	}
+	return p
+}
+
+// dockers reports whether a port has a name such as Docker gives the host's end of a veth: "veth" and seven lower case
+// hex digits.
+func (p Port) dockers() bool {
+	digits, ok := strings.CutPrefix(p.Name, "veth")
+	return ok && len(digits) == 7 && strings.Trim(digits, "0123456789abcdef") == ""
+}
+
+// PeerMAC is the address of the other end of a veth, nil where that cannot be seen. The kernel says it of a
+// namespace that nobody has to enter.
+func (p Port) PeerMAC() net.HardwareAddr {
+	if p.Peer == 0 {
+		return nil
+	}
+	request := nl.NewNetlinkRequest(unix.RTM_GETLINK, 0)
+	about := nl.NewIfInfomsg(unix.AF_UNSPEC)
+	about.Index = int32(p.Peer)
+	request.AddData(about)
+	if p.NsID >= 0 {
+		request.AddData(nl.NewRtAttr(unix.IFLA_TARGET_NETNSID, nl.Uint32Attr(uint32(p.NsID))))
+	}
+	answers, err := request.Execute(unix.NETLINK_ROUTE, unix.RTM_NEWLINK)
+	if err != nil || len(answers) != 1 {
+		return nil
+	}
+	l, err := netlink.LinkDeserialize(nil, answers[0])
+	if err != nil || l.Type() != "veth" {
+		return nil
+	}
+	return l.Attrs().HardwareAddr
+}

@@ -34,6 +34,7 @@ type api interface {
 	ContainerList(context.Context, container.ListOptions) ([]container.Summary, error)
 	ContainerInspect(context.Context, string) (container.InspectResponse, error)
 	NetworkList(context.Context, network.ListOptions) ([]network.Summary, error)
+	NetworkInspect(context.Context, string, network.InspectOptions) (network.Inspect, error)
 	ImageInspect(context.Context, string, ...client.ImageInspectOption) (image.InspectResponse, error)
 	ClientVersion() string
 	DaemonHost() string

@@ -242,6 +242,29 @@ func TestList(t *testing.T) {
 	}
 }
 
+// What can be known of a container while its start keeps an inspect waiting.
+func TestOutline(t *testing.T) {
+	e, ctx := engine(t)
+	e.Put(web)
+	c := connect(ctx, t)
+	e.Handle("/containers/"+web.ID, func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
+	got, err := c.Outline(ctx, web.ID)
+	want := docker.Container{
+		ID: web.ID, Name: web.Name, Labels: web.Labels, ImageID: web.ImageID, ImageLabels: web.ImageLabels, ImageKnown: true,
+		NetworkMode: web.NetworkMode, Networks: web.Networks,
+	}
+	if d := cmp.Diff(want, got, compare); d != "" || err != nil {
+		t.Error(err, d)
+	}
+	if _, err := c.Outline(ctx, id("9")); !errdefs.IsNotFound(err) {
+		t.Errorf("no such container: %v", err)
+	}
+	e.Handle("/containers/json", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusInternalServerError) })
+	if _, err := c.Outline(ctx, web.ID); err == nil || errdefs.IsNotFound(err) {
+		t.Errorf("a list that fails: %v", err)
+	}
+}
+
 // A container that is starting answers late; nobody else waits for it.
 func TestSlowInspect(t *testing.T) {
 	e, ctx := engine(t)
@@ -319,7 +342,9 @@ func TestOnlyReads(t *testing.T) {
 	_, listErr := c.List(ctx)
 	_, inspectErr := c.Inspect(ctx, web.ID)
 	_, infoErr := c.Info(ctx)
-	if err := errors.Join(listErr, inspectErr, infoErr); err != nil {
+	_, outlineErr := c.Outline(ctx, web.ID)
+	_, attachedErr := c.Attachments(ctx, web.Networks[0].NetworkID)
+	if err := errors.Join(listErr, inspectErr, infoErr, outlineErr, attachedErr); err != nil {
 		t.Fatal(err)
 	}
 	s.Close()

@@ -2,6 +2,7 @@ package docker_test
 
 import (
 	"context"
+	"maps"
 	"slices"
 	"strings"
 	"testing"
@@ -40,6 +41,11 @@ func TestEngine(t *testing.T) {
 		t.Errorf("CapAdd %v, DNS %v", got.CapAdd, got.DNS)
 	}
 
+	outline, err := c.Outline(ctx, box.ID)
+	if err != nil || outline.Name != got.Name || !maps.Equal(outline.Labels, got.Labels) || !outline.ImageKnown || len(outline.Networks) != 1 || outline.Networks[0].Driver != "bridge" {
+		t.Errorf("outline: %+v, %v; inspect: %+v", outline, err, got)
+	}
+
 	d.Run("start", box.ID)
 	connected := wait(ctx, t, s, box.ID, docker.ActionConnect)
 	wait(ctx, t, s, box.ID, docker.ActionStart)
@@ -49,6 +55,10 @@ func TestEngine(t *testing.T) {
 	}
 	if ep := got.Networks[0]; ep.NetworkID != connected.NetworkID || len(ep.MAC) != 6 || ep.Addrs[0] != box.Addr(net, 4) || len(ep.Gateways) != 1 {
 		t.Errorf("endpoint %+v, connected to %s", ep, connected.NetworkID)
+	}
+	attached, err := c.Attachments(ctx, connected.NetworkID)
+	if err != nil || len(attached) != 1 || attached[0].ContainerID != box.ID || attached[0].MAC.String() != got.Networks[0].MAC.String() {
+		t.Errorf("attached: %+v, %v", attached, err)
 	}
 	d.Run("network", "connect", "bridge", box.ID)
 	wait(ctx, t, s, box.ID, docker.ActionConnect)

@@ -3,9 +3,12 @@ package docker
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 
+	"github.com/containerd/errdefs"
 	"github.com/docker/docker/api/types/container"
+	"github.com/docker/docker/api/types/filters"
 )
 
 // Summary is what a list says of a container.
@@ -34,14 +37,40 @@ func (c *Client) List(ctx context.Context) ([]Summary, error) {
 		if !isID(s.ID) {
 			return nil, fmt.Errorf("list containers: %q is no container id", s.ID)
 		}
-		sum := Summary{
-			ID: s.ID, Name: ownName(s.Names), Labels: s.Labels, State: string(s.State),
-			ImageID: s.ImageID, NetworkMode: s.HostConfig.NetworkMode,
-		}
-		if s.NetworkSettings != nil {
-			sum.Networks = endpoints(s.NetworkSettings.Networks)
-		}
-		out = append(out, sum)
+		out = append(out, summary(s))
+	}
+	return out, nil
+}
+
+func summary(s container.Summary) Summary {
+	sum := Summary{
+		ID: s.ID, Name: ownName(s.Names), Labels: s.Labels, State: string(s.State),
+		ImageID: s.ImageID, NetworkMode: s.HostConfig.NetworkMode,
+	}
+	if s.NetworkSettings != nil {
+		sum.Networks = endpoints(s.NetworkSettings.Networks)
+	}
+	return sum
+}
+
+// Outline is Inspect for a container that is about to run: it is answered at once even while the container starts, and
+// says nothing of HostConfig (CapAdd, Privileged, Runtime, UserNS, DNS, Published), of process and sandbox.
+func (c *Client) Outline(ctx context.Context, id string) (Container, error) {
+	all, err := c.api.ContainerList(ctx, container.ListOptions{All: true, Filters: filters.NewArgs(filters.Arg("id", id))})
+	if err != nil {
+		return Container{}, fmt.Errorf("list container %.12s: %w", id, err)
+	}
+	i := slices.IndexFunc(all, func(s container.Summary) bool { return s.ID == id })
+	if i < 0 {
+		return Container{}, fmt.Errorf("list container %.12s: %w", id, errdefs.ErrNotFound)
+	}
+	s := summary(all[i])
+	out := Container{ID: id, Name: s.Name, Labels: s.Labels, ImageID: s.ImageID, NetworkMode: s.NetworkMode, Networks: s.Networks}
+	if out.ImageLabels, out.ImageKnown, err = c.imageLabels(ctx, out.ImageID); err != nil {
+		return Container{}, fmt.Errorf("inspect image of container %.12s: %w", id, err)
+	}
+	if err := c.setDrivers(ctx, out.Networks); err != nil {
+		return Container{}, fmt.Errorf("look up networks of container %.12s: %w", id, err)
 	}
 	return out, nil
 }

@@ -24,9 +24,13 @@ func (e *Engine) object(path string) any {
 	case path == "/networks":
 		list := []object{}
 		for id, n := range e.networks {
-			list = append(list, object{"Id": id, "Name": n.Name, "Driver": n.Driver, "IPAM": object{"Config": subnets(n)}})
+			list = append(list, e.network(id, n))
 		}
 		return list
+	case kind == "networks":
+		if n, ok := e.networks[id]; ok {
+			return e.network(id, n)
+		}
 	case kind == "containers" && e.raw[id] != "":
 		return json.RawMessage(e.raw[id])
 	case kind == "containers":
@@ -39,6 +43,23 @@ func (e *Engine) object(path string) any {
 		}
 	}
 	return nil
+}
+
+// network is complete with what is attached to it: the endpoints of containers that run.
+func (e *Engine) network(id string, n docker.Network) object {
+	attached := object{}
+	for _, c := range e.containers {
+		for _, ep := range c.Networks {
+			if c.Running && ep.NetworkID == id {
+				attached[c.ID] = object{"Name": c.Name, "EndpointID": ep.EndpointID, "MacAddress": ep.MAC.String()}
+			}
+		}
+	}
+	options := object{}
+	if n.Bridge != "" {
+		options["com.docker.network.bridge.name"] = n.Bridge
+	}
+	return object{"Id": id, "Name": n.Name, "Driver": n.Driver, "IPAM": object{"Config": subnets(n)}, "Options": options, "Containers": attached}
 }
 
 // subnets pairs them with the gateways.

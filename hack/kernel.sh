@@ -5,6 +5,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 tests=${1:-Test}
+# In the order in which they need each other.
+modules="veth sch_ingress cls_bpf act_bpf llc stp bridge nfnetlink crc32c_generic libcrc32c nf_tables nft_meta_bridge"
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 export DEBIAN_FRONTEND=noninteractive
@@ -16,7 +18,7 @@ chmod 755 "$work"
 image=$work/image
 mkdir -p "$image"/{bin,proc,sys,dev,run,tmp,lib,t/xdp,t/bpf,t/docs,t/examples}
 cp /bin/busybox "$image/bin/"
-for module in veth sch_ingress cls_bpf act_bpf; do
+for module in $modules; do
 	find "$work/root/lib/modules" -name "$module.ko" -exec cp {} "$image/lib/" \;
 done
 CGO_ENABLED=0 go test -c -o "$image/t/xdp/xdp.test" ./xdp
@@ -31,7 +33,7 @@ cat >"$image/init" <<EOF
 /bin/busybox --install -s /bin
 mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev
 mount -t tmpfs tmp /tmp; mount -t tmpfs run /run; mount -t bpf bpf /sys/fs/bpf
-for module in veth sch_ingress cls_bpf act_bpf; do insmod /lib/\$module.ko; done
+for module in $modules; do insmod /lib/\$module.ko; done
 ifconfig lo 127.0.0.1 up
 uname -r
 cd /t/xdp && CI=1 ./xdp.test -test.v -test.run '$tests' -test.skip SecondOpinion && echo "all passed"

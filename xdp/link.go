@@ -351,8 +351,11 @@ func (f *Filter) unhook(ifindex int) error {
 		id := hookID{ifindex, hook}
 		if l := f.live(id); l != nil {
 			delete(f.links, id)
-			// At once; removing the pin would do it some time later.
-			errs = append(errs, l.Detach(), os.Remove(f.pin(id)), l.Close())
+			// At once; removing the pin would do it some time later. A reader that meets it now removes it too.
+			errs = append(errs, l.Detach(), l.Close())
+			if err := os.Remove(f.pin(id)); !errors.Is(err, os.ErrNotExist) {
+				errs = append(errs, err)
+			}
 		} else if hook != hookXDP {
 			errs = append(errs, clsactDetach(id))
 		}

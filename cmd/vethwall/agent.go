@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strings"
 
@@ -21,28 +22,33 @@ func agentCommand(e *env) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "agent",
 		Short: "Filter labelled containers until SIGTERM; the filters stay in force after it",
-		Long: `Watches the Docker engine and filters every container that carries xdp labels.
+		Long: `Watches the Docker engine and filters every container that carries xdp labels, or that the
+configuration concerns. The configuration is read again when it changes and on SIGHUP; one with a
+mistake is rejected as a whole.
 
 The filters live in the kernel and stay in force when the agent ends, for whatever reason: the
 next one adopts them. "vethwall uninstall" removes them.`,
 		Args: noArgs,
 	}
-	dir := dirFlag(cmd)
+	dir, conf := dirFlag(cmd), newConfigFlag(cmd)
 	verbose := cmd.Flags().BoolP("verbose", "v", false, "log more")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		if err := mayEnforce(cmd, *dir); err != nil {
+		if err := errors.Join(conf.there(), mayEnforce(cmd, *dir)); err != nil {
 			return err
 		}
+		again := make(chan os.Signal, 1)
+		signal.Notify(again, unix.SIGHUP)
+		defer signal.Stop(again)
 		level := slog.LevelInfo
 		if *verbose {
 			level = slog.LevelDebug
 		}
 		log := slog.New(slog.NewTextHandler(e.stderr, &slog.HandlerOptions{Level: level}))
-		err := agent.Run(cmd.Context(), agent.Options{Dir: *dir, Log: log, Ready: func() {
+		err := agent.Run(cmd.Context(), agent.Options{Dir: *dir, Config: *conf.path, Again: again, Log: log, Ready: func() {
 			log.Info("ready: containers with xdp labels are filtered", "version", buildVersion())
 		}})
 		if err != nil {
-			return e.refused(err, *verbose)
+			return e.refused(e.mistakes(err), *verbose)
 		}
 		_, err = fmt.Fprintln(e.stderr, "vethwall: the agent has ended; the filters stay in force, and what starts from now on has none.\n"+
 			"vethwall: start an agent again to go on, or remove them with: vethwall uninstall")

@@ -1,8 +1,10 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"io"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -10,60 +12,111 @@ import (
 	"github.com/vethwall/vethwall/docker"
 	"github.com/vethwall/vethwall/internal/agent"
 	"github.com/vethwall/vethwall/internal/config"
+	"github.com/vethwall/vethwall/internal/yamltree"
 	"github.com/vethwall/vethwall/policy"
 	"github.com/vethwall/vethwall/xdp"
 )
 
 func checkCommand(e *env) *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "check [-l KEY=VALUE]... | CONTAINER",
+		Use:   "check [-l KEY=VALUE]... | -f FILE | CONTAINER",
 		Short: "Say what labels mean, or what is wrong with them",
-		Long: "Say in sentences what the labels given with -l, or those of a container and its image, mean to this version.\n" +
-			"Changes nothing and needs no privileges but Docker's socket for a container. Exit code 1 where they are wrong.",
-		Example:           "  vethwall check -l xdp.drop=udp -l xdp.egress.drop=25/tcp\n  vethwall check web",
+		Long: `Say in sentences what labels mean to this version: those given with -l, those of a container and its image
+with what the agent's configuration says of it, or those in a file. A file is the agent's configuration, or
+Compose's if it has services; - is standard input. Changes nothing and needs no privileges but Docker's
+socket for a container. Exit code 1 where labels are wrong.`,
+		Example: `  vethwall check -l xdp.drop=udp -l xdp.egress.drop=25/tcp
+  vethwall check web
+  vethwall check -f /etc/vethwall/config.yaml
+  docker compose config | vethwall check -f -`,
 		ValidArgsFunction: cobra.NoFileCompletions,
 	}
+	c := checker{env: e, conf: newConfigFlag(cmd), out: outputFlag(cmd)}
 	given := cmd.Flags().StringArrayP("label", "l", nil, "a label, as docker run takes it; may be repeated, the last of equal keys counts")
-	out := outputFlag(cmd)
+	file := cmd.Flags().StringP("file", "f", "", "a configuration or a Compose file")
 	cmd.Args = func(_ *cobra.Command, args []string) error {
+		named := 0
+		for _, is := range []bool{len(args) > 0, len(*given) > 0, cmd.Flags().Changed("file")} {
+			if is {
+				named++
+			}
+		}
 		switch {
 		case len(args) > 1:
 			return fmt.Errorf("unexpected argument %q, want one container", args[1])
-		case len(args) == 1 && len(*given) > 0:
-			return errors.New("want a container or labels, not both")
-		case len(args) == 0 && len(*given) == 0:
-			return errors.New("want a container, or labels with -l")
+		case named == 0:
+			return errors.New("want a container, labels with -l, or a file with -f")
+		case named > 1:
+			return errors.New("want a container, labels or a file, and not more than one of these")
+		case cmd.Flags().Changed("file") && c.conf.named():
+			return errors.New("--config plays no part in the check of a file")
 		}
 		return nil
 	}
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		labels, err := givenLabels(*given)
-		if err != nil {
-			return usageError(cmd, err)
+		switch {
+		case len(args) == 1:
+			return c.container(cmd.Context(), args[0])
+		case len(*given) > 0:
+			return c.labels(*given)
 		}
-		c := docker.Container{Labels: labels, ImageKnown: true}
-		if len(args) == 1 {
-			if c, err = inspect(cmd.Context(), args[0]); err != nil {
-				return err
-			}
-		}
-		r := judgeLabels(c)
-		if r.asks {
-			r.Warnings = append(r.Warnings, standsInTheWay(c)...)
-		}
-		show := reportTable
-		if *out == jsonDoc {
-			show = func(e *env, r report) error { return e.printJSON(r) }
-		}
-		if err := show(e, r); err != nil {
-			return err
-		}
-		if !r.Valid {
-			return answerNo("")
-		}
-		return nil
+		return c.file(*file)
 	}
 	return cmd
+}
+
+// checker is how the command was called.
+type checker struct {
+	*env
+	conf configFlag
+	out  *format
+}
+
+func (c checker) container(ctx context.Context, name string) error {
+	conf, err := c.readConfig(c.conf)
+	if err != nil {
+		return err
+	}
+	box, err := inspect(ctx, name)
+	if err != nil {
+		return err
+	}
+	return c.show(box, conf)
+}
+
+// labels needs no configuration, and takes one that is named.
+func (c checker) labels(given []string) error {
+	labels, err := givenLabels(given)
+	if err != nil {
+		return usageError(c.conf.cmd, err)
+	}
+	var conf config.Config
+	if c.conf.named() {
+		if conf, err = c.readConfig(c.conf); err != nil {
+			return err
+		}
+	}
+	return c.show(docker.Container{Labels: labels, ImageKnown: true}, conf)
+}
+
+// show answers for one container.
+func (c checker) show(box docker.Container, conf config.Config) error {
+	r := report{Schema: 1, judgement: judge(box, conf)}
+	return c.say(r, r.table(c.env), r.Valid)
+}
+
+// say prints an answer, as JSON or as text.
+func (c checker) say(doc any, text string, valid bool) error {
+	var err error
+	if *c.out == jsonDoc {
+		err = c.printJSON(doc)
+	} else {
+		_, err = io.WriteString(c.stdout, text)
+	}
+	if err == nil && !valid {
+		return answerNo("")
+	}
+	return err
 }
 
 // givenLabels reads labels as docker run does: without a = the value is empty, and the last of equal keys counts.
@@ -93,15 +146,18 @@ func standsInTheWay(c docker.Container) []string {
 
 // report is the answer of check, and its JSON.
 type report struct {
-	Schema    int            `json:"schema"`
+	Schema int `json:"schema"`
+	judgement
+}
+
+// judgement is what labels mean.
+type judgement struct {
 	Valid     bool           `json:"valid"`
 	Policy    string         `json:"policy"` // of all sources, joined by "; "
 	Sources   []sourceReport `json:"sources"`
 	Sentences []string       `json:"sentences"`
 	Errors    []errorReport  `json:"errors"`
 	Warnings  []string       `json:"warnings"`
-
-	asks bool
 }
 
 type sourceReport struct {
@@ -109,7 +165,8 @@ type sourceReport struct {
 	Policy string `json:"policy"`
 }
 
-// errorReport is a policy.LabelError, or an error that has Text alone; its offset is -1 then.
+// errorReport is a policy.LabelError, or an error that has Text alone; its offset is -1 then. Line and column count
+// from 1 and are there for an error in a file.
 type errorReport struct {
 	Key      string `json:"key"`
 	Value    string `json:"value"`
@@ -118,54 +175,66 @@ type errorReport struct {
 	Expected string `json:"expected"`
 	Hint     string `json:"hint"`
 	Text     string `json:"text"`
+	File     string `json:"file,omitempty"`
+	Line     int    `json:"line,omitempty"`
+	Column   int    `json:"column,omitempty"`
 
-	whose string // "image label: ", or nothing
+	whose string          // "image label: ", or nothing
+	at    *yamltree.Error // where File is not ""
 }
 
-// judgeLabels makes of a container's labels what the agent makes of them.
-func judgeLabels(c docker.Container) report {
-	r := report{Schema: 1, Sources: []sourceReport{}, Sentences: []string{}, Errors: []errorReport{}, Warnings: []string{}}
-	stack, asks, warnings, err := agent.Stack(c, config.Config{})
-	r.asks = asks
-	r.Warnings = append(r.Warnings, warnings...)
+// judge makes of a container's labels and the configuration what the agent makes of them.
+func judge(c docker.Container, conf config.Config) judgement {
+	stack, asks, warnings, err := agent.Stack(c, conf)
+	j := judgeStack(stack, err)
+	j.Warnings = append(j.Warnings, warnings...)
+	if asks {
+		j.Warnings = append(j.Warnings, standsInTheWay(c)...)
+	}
+	_, switched := c.Labels["xdp.enable"]
+	switch {
+	case !j.Valid:
+		j.Sentences = []string{"A container with these labels is closed: nothing passes."}
+	case asks:
+		j.Sentences = sentences(stack, agent.Hook(stack, conf))
+	case conf.Floor != nil || len(conf.Policies) > 0:
+		j.Sentences = []string{"Neither labels nor the agent's configuration ask for a filter: vethwall leaves this container alone."}
+	case switched:
+		j.Sentences = []string{"xdp.enable is off: vethwall leaves this container alone."}
+	default:
+		j.Sentences = []string{"No xdp label: vethwall leaves this container alone."}
+	}
+	return j
+}
+
+// judgeStack says all but sentences of a stack, and of the error that came in its place.
+func judgeStack(stack policy.Stack, err error) judgement {
+	j := judgement{Sources: []sourceReport{}, Sentences: []string{}, Errors: []errorReport{}, Warnings: []string{}}
 	var texts []string
 	for _, source := range stack {
-		r.Sources = append(r.Sources, sourceReport{source.Origin, source.Policy.Text()})
+		j.Sources = append(j.Sources, sourceReport{source.Origin, source.Policy.Text()})
 		texts = append(texts, source.Policy.Text())
 	}
-	r.Policy = strings.Join(texts, "; ")
+	j.Policy = strings.Join(texts, "; ")
 	if err == nil {
 		_, err = xdp.Compile(policy.Groups{}.Resolve(stack)) // who is in the groups now plays no part
 	}
 	for _, e := range unjoin(err) {
-		r.Errors = append(r.Errors, reportError(e))
+		j.Errors = append(j.Errors, reportError(e))
 	}
-	r.Valid = err == nil
-	_, switched := c.Labels["xdp.enable"]
-	switch {
-	case err != nil:
-		r.Sentences = []string{"A container with these labels is closed: nothing passes."}
-	case asks:
-		r.Sentences = sentences(stack)
-	case switched:
-		r.Sentences = []string{"xdp.enable is off: vethwall leaves this container alone."}
-	default:
-		r.Sentences = []string{"No xdp label: vethwall leaves this container alone."}
-	}
-	return r
+	j.Valid = err == nil
+	return j
 }
 
-// sentences say what this version makes of s.
-func sentences(s policy.Stack) []string {
+// sentences say what this version makes of s, with what it sends judged at hook.
+func sentences(s policy.Stack, hook policy.Hook) []string {
 	out := s.Sentences()
-	for _, source := range s {
-		switch hook := source.Policy.Hook; hook {
-		case policy.HookAuto:
-		case policy.HookTCX:
-			out = append(out, "What it sends is judged at tc ingress.")
-		default:
-			out = append(out, "What it sends is judged by "+hook.String()+" XDP.")
-		}
+	switch hook {
+	case policy.HookAuto:
+	case policy.HookTCX:
+		out = append(out, "What it sends is judged at tc ingress.")
+	default:
+		out = append(out, "What it sends is judged by "+hook.String()+" XDP.")
 	}
 	return append(out,
 		"ARP, neighbour discovery and MLD always pass; an ICMP error passes where the packet that it quotes would.",
@@ -175,9 +244,9 @@ func sentences(s policy.Stack) []string {
 
 // unjoin takes apart what errors.Join has joined, however often.
 func unjoin(err error) []error {
-	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+	if parts, ok := err.(interface{ Unwrap() []error }); ok {
 		var out []error
-		for _, e := range joined.Unwrap() {
+		for _, e := range parts.Unwrap() {
 			out = append(out, unjoin(e)...)
 		}
 		return out
@@ -190,6 +259,11 @@ func unjoin(err error) []error {
 
 func reportError(err error) errorReport {
 	r := errorReport{Offset: -1, Text: err.Error()}
+	if errors.As(err, &r.at) {
+		r.File, r.Line, r.Column = r.at.File, r.at.Line, r.at.Column
+		r.Problem, r.Expected, r.Hint = r.at.Problem, r.at.Expected, r.at.Hint
+		return r
+	}
 	var wrong *policy.LabelError
 	if errors.As(err, &wrong) {
 		if whose, ok := strings.CutSuffix(r.Text, " "+wrong.Error()); ok {

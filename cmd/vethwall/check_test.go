@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"io"
 	"net/http"
 	"slices"
 	"strings"
@@ -129,12 +130,9 @@ func TestPlace(t *testing.T) {
 }
 
 func TestManyErrors(t *testing.T) {
-	var out bytes.Buffer
-	e := &env{stdout: &out, getenv: func(string) string { return "" }}
-	if err := reportTable(e, report{Errors: make([]errorReport, maxErrors+3)}); err != nil {
-		t.Fatal(err)
-	}
-	if n := strings.Count(out.String(), "error:"); n != maxErrors || !strings.Contains(out.String(), "\n3 more errors\n") {
-		t.Errorf("%d errors in %s", n, out.String())
+	e := &env{stdout: io.Discard, getenv: func(string) string { return "" }}
+	out := judgement{Errors: make([]errorReport, maxErrors+3)}.table(e)
+	if n := strings.Count(out, "error:"); n != maxErrors || !strings.Contains(out, "\n3 more errors\n") {
+		t.Errorf("%d errors in %s", n, out)
 	}
 }

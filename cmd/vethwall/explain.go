@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -18,13 +17,14 @@ func explainCommand(e *env) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "explain CONTAINER | -l KEY=VALUE... egress|ingress WHAT@ADDRESS",
 		Short: "Say whether a conversation may be opened, and which rule says so; exit 1 if not",
-		Long: `Judges one conversation by the labels of a container, or by those given with -l: egress ones are opened by
-the container, ingress ones towards it. Ports are those that are opened, and the container's own, not
-published ones. With -l groups whose addresses only a host knows hold nobody.`,
+		Long: `Judges one conversation by the labels of a container and the agent's configuration, or by labels given with
+-l and only a configuration that is named: egress ones are opened by the container, ingress ones towards
+it. Ports are those that are opened, and the container's own, not published ones. With -l groups whose
+addresses only a host knows hold nobody.`,
 		Example: "  vethwall explain web egress 443/tcp@192.0.2.1\n  vethwall explain -l xdp.ingress.drop=22/tcp ingress 22/tcp@192.0.2.1",
 	}
 	given := cmd.Flags().StringArrayP("label", "l", nil, "a label, as docker run takes it; may be repeated, the last of equal keys counts")
-	out := outputFlag(cmd)
+	out, file := outputFlag(cmd), newConfigFlag(cmd)
 	cmd.Args = func(_ *cobra.Command, args []string) error {
 		want := []string{"CONTAINER", "egress or ingress", "WHAT@ADDRESS"}
 		if len(*given) > 0 {
@@ -42,11 +42,17 @@ published ones. With -l groups whose addresses only a host knows hold nobody.`,
 		if err != nil {
 			return usageError(cmd, err)
 		}
+		var conf config.Config
+		if len(*given) == 0 || file.named() {
+			if conf, err = e.readConfig(file); err != nil {
+				return err
+			}
+		}
 		var stack policy.Stack
 		if len(*given) > 0 {
-			stack, err = givenStack(*given)
+			stack, err = givenStack(*given, conf)
 		} else {
-			stack, err = containerStack(cmd.Context(), args[0])
+			stack, err = containerStack(cmd.Context(), args[0], conf)
 		}
 		if err != nil {
 			return err
@@ -70,20 +76,20 @@ func direction(s string) (policy.Direction, error) {
 }
 
 // givenStack is what labels make where there is no host to tell what groups hold.
-func givenStack(given []string) (policy.Stack, error) {
+func givenStack(given []string, conf config.Config) (policy.Stack, error) {
 	labels, err := givenLabels(given)
 	if err != nil {
 		return nil, err
 	}
-	stack, _, _, err := agent.Stack(docker.Container{Labels: labels, ImageKnown: true}, config.Config{})
+	stack, _, _, err := agent.Stack(docker.Container{Labels: labels, ImageKnown: true}, conf)
 	if err != nil {
-		return nil, answerNo("the labels close the container: " + strings.ReplaceAll(err.Error(), "\n", "; "))
+		return nil, answerNo("the labels close the container: " + joined(err))
 	}
 	return policy.Groups{}.Resolve(stack), nil
 }
 
-// containerStack is what the labels of a container make, with what groups hold now.
-func containerStack(ctx context.Context, name string) (policy.Stack, error) {
+// containerStack is what the labels of a container and the configuration make, with what groups hold now.
+func containerStack(ctx context.Context, name string, conf config.Config) (policy.Stack, error) {
 	ctx, cancel := context.WithTimeout(ctx, inspectTimeout)
 	defer cancel()
 	d, err := docker.Connect(ctx)
@@ -95,14 +101,14 @@ func containerStack(ctx context.Context, name string) (policy.Stack, error) {
 	if err != nil {
 		return nil, err
 	}
-	stack, asks, _, err := agent.Stack(c, config.Config{})
+	stack, asks, _, err := agent.Stack(c, conf)
 	if err != nil {
-		return nil, answerNo(fmt.Sprintf("container %s is closed: %s", name, strings.ReplaceAll(err.Error(), "\n", "; ")))
+		return nil, answerNo(fmt.Sprintf("container %s is closed: %s", name, joined(err)))
 	}
 	if !asks {
-		return nil, errors.New("no label of the container asks for a filter: everything passes")
+		return nil, errors.New("neither labels nor the agent's configuration ask for a filter: everything passes")
 	}
-	groups, err := agent.GroupsOf(ctx, d, c, config.Config{})
+	groups, err := agent.GroupsOf(ctx, d, c, conf)
 	if err != nil {
 		return nil, err
 	}

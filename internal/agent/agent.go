@@ -8,6 +8,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"maps"
 	"os"
@@ -18,7 +19,6 @@ import (
 	"time"
 
 	"github.com/vethwall/vethwall/docker"
-	"github.com/vethwall/vethwall/internal/config"
 	"github.com/vethwall/vethwall/policy"
 	"github.com/vethwall/vethwall/xdp"
 )
@@ -27,8 +27,10 @@ import (
 type Options struct {
 	Dir string // on a bpffs
 	Log *slog.Logger
-	// Config is what the configuration says at the beginning.
-	Config config.Config
+	// Config is the path of the configuration, which is followed; there need not be a file. Again makes the agent
+	// read it when it has not changed, too; nil is never.
+	Config string
+	Again  <-chan os.Signal
 	// Connect opens the engine's API; nil for docker.Connect.
 	Connect func(context.Context) (Engine, error)
 	// Ready is called once, after the first look at everything.
@@ -71,10 +73,15 @@ const hostProc = "/proc"
 const resync = 10 * time.Second
 
 // Run keeps the kernel in step until ctx ends, and returns nil then. It returns an error only where it could
-// not begin: no engine, no right to load programs, another agent. The filters stay in force.
+// not begin: a wrong configuration, no engine, no right to load programs, another agent. The filters stay in force.
 func Run(ctx context.Context, o Options) error {
 	if o.Connect == nil {
 		o.Connect = func(ctx context.Context) (Engine, error) { return docker.Connect(ctx) }
+	}
+	file := &configFile{path: o.Config}
+	conf, _, err := file.look()
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
 	}
 	first, err := connect(ctx, o.Connect)
 	if err != nil {
@@ -86,7 +93,10 @@ func Run(ctx context.Context, o Options) error {
 		return err
 	}
 	defer filter.Close()
-	newAgent(filter, o).run(ctx, first)
+	a := newAgent(filter, o)
+	a.around.conf = conf
+	a.watchConfig = func(ctx context.Context) { file.follow(ctx, o.Again, func() { a.reload(file) }) }
+	a.run(ctx, first)
 	return nil
 }
 
@@ -132,6 +142,7 @@ type agent struct {
 	connect      func(context.Context) (Engine, error)
 	veths        func() (namespaces, error)
 	watchHost    func(ctx context.Context, ring func())
+	watchConfig  func(ctx context.Context)
 	readHost     func() (*host, error)
 	detachByHand func(ifindex int) error
 	proc         string
@@ -160,10 +171,10 @@ func newAgent(k kernel, o Options) *agent {
 		veths:        func() (namespaces, error) { return xdp.ListVeths() },
 		readHost:     readHost,
 		watchHost:    func(ctx context.Context, ring func()) { xdp.WatchHost(ctx, o.Log, ring, func(int) {}) },
+		watchConfig:  func(context.Context) {},
 		detachByHand: func(ifindex int) error { return xdp.DetachByHand(o.Dir, ifindex) },
 		containers:   map[string]*container{}, records: map[string]string{}, dirty: map[string]bool{}, hostStale: true,
-		around: surroundings{conf: o.Config},
-		news:   make(chan func(), 64), slots: make(chan struct{}, inspectors), bell: make(chan struct{}, 1), ended: make(chan struct{}),
+		news: make(chan func(), 64), slots: make(chan struct{}, inspectors), bell: make(chan struct{}, 1), ended: make(chan struct{}),
 	}
 }
 
@@ -173,6 +184,7 @@ func (a *agent) run(ctx context.Context, first Engine) {
 	a.adopt()
 	a.beside.Go(func() { a.sessions(ctx, first) })
 	a.beside.Go(func() { a.watchHost(ctx, a.doorbell) })
+	a.beside.Go(func() { a.watchConfig(ctx) })
 	a.loop(ctx)
 	cancel()
 	a.beside.Wait()
@@ -500,7 +512,7 @@ func (a *agent) save(c *container, r Record) {
 	}
 	before := c.told
 	c.told = r
-	if before.State == r.State && before.Error == r.Error && slices.Equal(before.Interfaces, r.Interfaces) {
+	if before.State == r.State && before.Error == r.Error && before.Policy == r.Policy && slices.Equal(before.Interfaces, r.Interfaces) {
 		return
 	}
 	level, why := slog.LevelInfo, r.Error

@@ -405,6 +405,7 @@ type rig struct {
 	kernel *fakeKernel
 	agent  *agent
 	log    *lockedBuffer
+	conf   string // what the agent begins with
 	readys int
 }
 
@@ -438,6 +439,7 @@ func inTime(t *testing.T, containers []docker.Container, prepare func(r *rig), t
 		}
 		r.agent = fakeAgent(r.kernel, Options{Log: slog.New(slog.NewTextHandler(r.log, nil)), Connect: r.engine.connect, Ready: func() { r.readys++ }})
 		r.agent.proc = t.TempDir()
+		r.agent.around.conf = parseConfig(t, r.conf)
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan struct{})
 		go func() { defer close(done); r.agent.run(ctx, r.engine) }()

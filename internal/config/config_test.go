@@ -94,6 +94,7 @@ f:5:3: an unknown key, expected an xdp label`},
 f:3:14: nothing for a label, expected a single value, or a list of such
 f:4:15: an empty value, expected something after the =; is a ${VARIABLE} unset?`},
 		{"floor:\n  xdp.drop: [udp, 'tcp@10.0.0.1/8', 443]\n", "f:2:24: a CIDR with host bits set, expected the network's first address; write tcp@10.0.0.0/8"},
+		{"floor: {xdp.drop: udp, 443/tcp}\n", `f:1:24: a key without a value, expected an xdp label and its value; in braces a list has to be quoted: xdp.drop: "udp,443/tcp"`},
 		{"floor: {xdp.enable: false, xdp.drop: 443}\n", "f:1:38: a bare port, expected a protocol beside it; write 443/tcp (or tcp/443), 443/udp"},
 		{policies + "pick: {name: a}\n", "f:2:5: a policy without labels, expected pick, labels and, if need be, replace"},
 		{policies + "labels: {xdp.drop: udp}\n", "f:2:5: a policy without a pick, expected pick, labels and, if need be, replace; what holds for every container is the floor"},
@@ -193,6 +194,10 @@ func TestRead(t *testing.T) {
 		t.Errorf("a fifo: %v", err)
 	}
 	_ = os.Remove(path)
+	write("")
+	if _, err := Read(path); err == nil || !strings.Contains(err.Error(), "is empty") {
+		t.Errorf("an empty one: %v", err)
+	}
 	write(strings.Repeat("# long\n", maxSize/7+1))
 	if _, err := Read(path); err == nil || !strings.Contains(err.Error(), "larger than 1 MiB") {
 		t.Errorf("a large one: %v", err)

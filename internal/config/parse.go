@@ -212,7 +212,9 @@ func (in *decoder) labels(n *yamltree.Node) *policy.Policy {
 	before := len(in.errs)
 	labels := map[string]string{}
 	for _, p := range n.Pairs {
-		if text, ok := in.labelText(p.Value); ok {
+		if p.Value.Kind == yamltree.Null && !strings.HasPrefix(p.Key.Text, "xdp.") {
+			in.fail(p.Key.Wrong("a key without a value", "an xdp label and its value", `in braces a list has to be quoted: xdp.drop: "udp,443/tcp"`))
+		} else if text, ok := in.labelText(p.Value); ok {
 			labels[p.Key.Text] = text
 		}
 	}
@@ -256,7 +258,7 @@ func (in *decoder) wrongLabels(n *yamltree.Node, labels map[string]string, wrong
 		switch {
 		case i >= 0:
 			in.fail(WrongLabel(p.Key, p.Value, wrong[i]))
-		case !strings.HasPrefix(p.Key.Text, "xdp."):
+		case !strings.HasPrefix(p.Key.Text, "xdp.") && p.Value.Kind != yamltree.Null:
 			in.fail(p.Key.Wrong("an unknown key", "an xdp label", likelyLabel(p.Key.Text, labels[p.Key.Text])))
 		}
 	}

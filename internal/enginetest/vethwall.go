@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -23,6 +24,8 @@ type Vethwall struct {
 	Engine *Engine
 	// Bin is the path of the program, Dir where it pins.
 	Bin, Dir string
+	// Config is the path of the agent's configuration, which says nothing at first.
+	Config string
 
 	agent *agentProcess
 }
@@ -61,10 +64,15 @@ func install(v *Vethwall) *Vethwall {
 	if err != nil {
 		v.t.Fatal(err)
 	}
-	v.Bin = filepath.Join(v.t.TempDir(), "vethwall")
+	home := v.t.TempDir()
+	v.Bin, v.Config = filepath.Join(home, "vethwall"), filepath.Join(home, "etc", "config.yaml")
 	if err := os.WriteFile(v.Bin, content, 0o755); err != nil {
 		v.t.Fatal(err)
 	}
+	if err := os.Mkdir(filepath.Dir(v.Config), 0o755); err != nil {
+		v.t.Fatal(err)
+	}
+	v.Configure("{}")
 	parent, err := os.MkdirTemp(bpffs, Prefix)
 	if err != nil {
 		v.t.Fatal(err)
@@ -100,10 +108,22 @@ type Answer struct {
 	Code           int
 }
 
-// Ask runs the program to its end. Commands that touch the kernel are given the directory.
+// Configure replaces the configuration in one step, as an editor does.
+func (v *Vethwall) Configure(text string) {
+	v.t.Helper()
+	if err := os.WriteFile(v.Config+"~", []byte(text), 0o644); err != nil {
+		v.t.Fatal(err)
+	}
+	if err := os.Rename(v.Config+"~", v.Config); err != nil {
+		v.t.Fatal(err)
+	}
+}
+
+// Ask runs the program to its end. Commands that touch the kernel are given the directory, and those that read the
+// agent's configuration its path.
 func (v *Vethwall) Ask(args ...string) Answer {
 	v.t.Helper()
-	cmd := v.Command(v.Bin, v.withDir(args)...)
+	cmd := v.Command(v.Bin, v.withFlags(args)...)
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	err := cmd.Run()
@@ -124,10 +144,14 @@ func (v *Vethwall) MustAsk(args ...string) string {
 	return a.Stdout
 }
 
-func (v *Vethwall) withDir(args []string) []string {
+func (v *Vethwall) withFlags(args []string) []string {
 	switch args[0] {
-	case "agent", "status", "attach", "detach", "uninstall":
-		return append(append([]string{}, args...), "--dir", v.Dir)
+	case "agent":
+		return append(slices.Clone(args), "--dir", v.Dir, "--config", v.Config)
+	case "status", "attach", "detach", "uninstall":
+		return append(slices.Clone(args), "--dir", v.Dir)
+	case "check", "explain":
+		return append(slices.Clone(args), "--config", v.Config)
 	}
 	return args
 }
@@ -147,7 +171,7 @@ func (v *Vethwall) SpawnAgent() {
 		v.t.Fatal("an agent runs already")
 	}
 	a.log.reset()
-	cmd := v.Command(v.Bin, v.withDir([]string{"agent"})...)
+	cmd := v.Command(v.Bin, v.withFlags([]string{"agent"})...)
 	cmd.Stdout, cmd.Stderr = &a.log, &a.log
 	done, err := spawn(cmd, syscall.SIGKILL)
 	if err != nil {
@@ -173,6 +197,14 @@ func (v *Vethwall) EndAgent(sig syscall.Signal) int {
 	}
 	a.pid = 0
 	return a.cmd.ProcessState.ExitCode()
+}
+
+// SignalAgent sends a signal to the agent that it survives.
+func (v *Vethwall) SignalAgent(sig syscall.Signal) {
+	v.t.Helper()
+	if err := syscall.Kill(v.agent.pid, sig); err != nil {
+		v.t.Fatal(err)
+	}
 }
 
 // Log is what the agent that was started last has written.

@@ -36,13 +36,15 @@ const (
 	Spoof
 	// LimitReached: a limit is over its rate.
 	LimitReached
+	// Resolver: a query to the engine's resolver, which would ask from the host what the container may not.
+	Resolver
 	// NumReasons is how many there are.
 	NumReasons
 )
 
 var reasonNames = [NumReasons]string{
 	"pass", "rule", "default", "quarantine", "no-policy", "truncated", "bad-header",
-	"too-many-tags", "too-many-headers", "fragment", "bad-quote", "table-full", "spoof", "limit",
+	"too-many-tags", "too-many-headers", "fragment", "bad-quote", "table-full", "spoof", "limit", "resolver",
 }
 
 // String is the name that users see in status, events and metrics.

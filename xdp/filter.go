@@ -24,6 +24,7 @@ import (
 )
 
 //go:generate go tool bpf2go -cc clang-16 -strip llvm-strip-16 -target bpfel -go-package xdp -type node -type table -type policy -type device -type counter_block -type record_key -type record_part -type flow_key -type identity -type bucket_set -type shared -type event -type global filter ../bpf/vethwall.c -- -O2 -mcpu=v3 -mllvm -disable-block-placement -Wall -Werror -I/usr/include/x86_64-linux-gnu
+//go:generate go tool bpf2go -cc clang-16 -strip llvm-strip-16 -target bpfel -go-package xdp resolver ../bpf/resolver.c -- -O2 -mcpu=v3 -mllvm -disable-block-placement -Wall -Werror -I/usr/include/x86_64-linux-gnu
 
 // DefaultDir is where everything is pinned unless the user says otherwise.
 const DefaultDir = "/sys/fs/bpf/vethwall"
@@ -44,6 +45,8 @@ type Filter struct {
 	// removes its pin.
 	links map[hookID]link.Link
 	held  map[int]bool // devices that have the hold's program and no policy of their own
+	// resolvers are what we have closed since Open, by inode of the namespace.
+	resolvers map[int]resolverClosed
 	// noTCX: the kernel has none (before 6.6), and clsact takes its place.
 	noTCX bool
 }
@@ -56,7 +59,7 @@ func Open(dir string) (*Filter, error) {
 	if err != nil {
 		return nil, err
 	}
-	f := &Filter{dir: dir, lock: lock, held: map[int]bool{}}
+	f := &Filter{dir: dir, lock: lock, held: map[int]bool{}, resolvers: map[int]resolverClosed{}}
 	if err := f.load(); err != nil {
 		f.Close()
 		return nil, err

@@ -35,8 +35,16 @@ const (
 var allHooks = []string{hookXDP, hookSent, hookReceived, hookByHand}
 
 type hookID struct {
-	ifindex int
+	ifindex int // of hookResolver the inode of the namespace
 	hook    string
+}
+
+// device is the ifindex that the hook's link is attached to.
+func (id hookID) device() int {
+	if id.hook == hookResolver {
+		return loopback
+	}
+	return id.ifindex
 }
 
 func (f *Filter) pin(id hookID) string {
@@ -99,7 +107,7 @@ func (f *Filter) scanPins() error {
 	for _, pin := range pins {
 		number, hook, _ := strings.Cut(pin.Name(), "-")
 		ifindex, err := strconv.Atoi(number)
-		if err != nil || !slices.Contains(allHooks, hook) || f.live(hookID{ifindex, hook}) == nil {
+		if err != nil || !slices.Contains(allHooks, hook) && hook != hookResolver || f.live(hookID{ifindex, hook}) == nil {
 			_ = os.Remove(filepath.Join(f.linksDir(), pin.Name()))
 		}
 	}
@@ -123,7 +131,7 @@ func deviceOf(l link.Link) int {
 // live is our link at a hook, nil where there is none. One that somebody else of us has pinned is taken over.
 func (f *Filter) live(id hookID) link.Link {
 	if l := f.links[id]; l != nil {
-		if deviceOf(l) == id.ifindex {
+		if deviceOf(l) == id.device() {
 			return l
 		}
 		// The pin may be that of a newer link by now.
@@ -134,7 +142,7 @@ func (f *Filter) live(id hookID) link.Link {
 	if err != nil {
 		return nil
 	}
-	if deviceOf(l) != id.ifindex {
+	if deviceOf(l) != id.device() {
 		_ = l.Close()
 		_ = os.Remove(f.pin(id))
 		return nil
@@ -388,7 +396,9 @@ func (f *Filter) Unseen(ifindex int) uint64 {
 func (f *Filter) Devices() []int {
 	out := slices.Collect(maps.Keys(f.maps.devices))
 	for id := range f.links { // of an earlier version, whose maps are not ours
-		out = append(out, id.ifindex)
+		if id.hook != hookResolver {
+			out = append(out, id.ifindex)
+		}
 	}
 	slices.Sort(out)
 	return slices.DeleteFunc(slices.Compact(out), func(ifindex int) bool { return f.held[ifindex] })

@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: MIT OR GPL-2.0-only
+/*
+ * What a container asks the engine's own resolver, judged by XDP on the lo of its network namespace. Where the host's
+ * resolver is a loopback address of the host, the engine asks it from there, and no veth sees the query.
+ */
+
+#include "event.h"
+#include "packet.h"
+
+/* Where Docker's resolver listens, in every namespace that has one. */
+#define RESOLVER 0x7f00000b /* 127.0.0.11 */
+
+/* One program for each namespace, because nothing else tells a program on lo whose it is. */
+const volatile __u32 whose; /* ifindex of a veth of the container's */
+const volatile __u16 whose_counters;
+const volatile __u8 closed_udp;
+const volatile __u8 closed_tcp;
+
+static __always_inline int is_closed(const struct packet *p)
+{
+	if (p->family != 4 || p->dst[0] != RESOLVER)
+		return 0;
+	return p->proto == IPPROTO_UDP ? closed_udp : p->proto == IPPROTO_TCP ? closed_tcp : 0;
+}
+
+SEC("xdp")
+int vethwall_resolver(struct xdp_md *ctx)
+{
+	void *data = (void *)(long)ctx->data;
+	void *end = (void *)(long)ctx->data_end;
+	struct device device = { .ifindex = whose, .counters = whose_counters };
+	struct verdict v = { .reason = REASON_RESOLVER };
+	struct packet p = {};
+
+	read_frame(data, end, end - data, EGRESS, &p);
+	if (!is_closed(&p))
+		return XDP_PASS;
+	count(&device, EGRESS, v, end - data);
+	if (!events_are_closed(device.counters))
+		note_event(&p, &device, cell_of(v), end - data);
+	return XDP_DROP;
+}
+
+char _license[] SEC("license") = "Dual MIT/GPL";

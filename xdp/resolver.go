@@ -1,0 +1,132 @@
+package xdp
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+)
+
+// hookResolver is XDP on the lo of a container's namespace. Its pin is named by the namespace's inode, not an ifindex.
+const hookResolver = "resolver"
+
+// loopback is the ifindex of lo in every network namespace (LOOPBACK_IFINDEX in the kernel).
+const loopback = 1
+
+// resolverClosed is what a program on lo closes, and under which device it counts.
+type resolverClosed struct {
+	ifindex  int
+	counters uint16
+	udp, tcp bool
+}
+
+// CloseResolver drops what the network namespace at path asks the engine's resolver at 127.0.0.11, over UDP, TCP or both; with
+// neither it is open again. It counts as what the device sends, which must have a policy. Nobody in the
+// namespace can take it off, and it goes with the namespace. ErrOwnNamespace: path is the host's.
+func (f *Filter) CloseResolver(path string, ifindex int, udp, tcp bool) error {
+	ns, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer ns.Close()
+	if err := checkNamespace(ns); err != nil {
+		return err
+	}
+	var stat unix.Stat_t
+	if err := unix.Fstat(int(ns.Fd()), &stat); err != nil {
+		return err
+	}
+	id := hookID{int(stat.Ino), hookResolver}
+	want := resolverClosed{ifindex, f.maps.devices[ifindex].Counters, udp, tcp}
+	l := f.live(id)
+	switch {
+	case !udp && !tcp && l == nil:
+		return nil
+	case !udp && !tcp:
+		delete(f.links, id)
+		return errors.Join(l.Detach(), os.Remove(f.pin(id)), l.Close())
+	case l != nil && f.resolvers[id.ifindex] == want:
+		return nil
+	}
+	if err := f.closeResolver(ns, id, l, want); err != nil {
+		return fmt.Errorf("close the resolver of %s: %w", path, err)
+	}
+	f.resolvers[id.ifindex] = want
+	return nil
+}
+
+func (f *Filter) closeResolver(ns *os.File, id hookID, l link.Link, want resolverClosed) error {
+	program, err := f.loadResolver(want)
+	if err != nil {
+		return err
+	}
+	defer program.Close()
+	if l != nil {
+		return l.Update(program)
+	}
+	err = inNamespace(ns, func() error {
+		l, err = link.AttachXDP(link.XDPOptions{Program: program, Interface: loopback, Flags: link.XDPGenericMode})
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	if err := l.Pin(f.pin(id)); err != nil {
+		return errors.Join(err, l.Close())
+	}
+	f.links[id] = l
+	return nil
+}
+
+// loadResolver loads the program for one namespace, over the maps that all programs share. The caller closes.
+func (f *Filter) loadResolver(want resolverClosed) (*ebpf.Program, error) {
+	spec, err := loadResolver()
+	if err != nil {
+		return nil, err
+	}
+	number := map[bool]uint8{true: 1}
+	for name, value := range map[string]any{
+		"whose": uint32(want.ifindex), "whose_counters": want.counters, "closed_udp": number[want.udp], "closed_tcp": number[want.tcp],
+	} {
+		if err := spec.Variables[name].Set(value); err != nil {
+			return nil, err
+		}
+	}
+	var objs resolverPrograms
+	shared := map[string]*ebpf.Map{
+		"counters": f.objs.Counters, "events": f.objs.Events, "event_times": f.objs.EventTimes, "globals": f.objs.Globals,
+	}
+	if err := spec.LoadAndAssign(&objs, &ebpf.CollectionOptions{MapReplacements: shared}); err != nil {
+		return nil, err
+	}
+	return objs.VethwallResolver, nil
+}
+
+// inNamespace runs f on a thread of its own in a network namespace. A thread that cannot come back ends.
+func inNamespace(ns *os.File, f func() error) error {
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread()
+		here, err := netns.Get()
+		if err != nil {
+			done <- err
+			return
+		}
+		defer here.Close()
+		if err := netns.Set(netns.NsHandle(ns.Fd())); err != nil {
+			done <- err
+			return
+		}
+		err = f()
+		if back := netns.Set(here); back == nil {
+			runtime.UnlockOSThread()
+		}
+		done <- err
+	}()
+	return <-done
+}

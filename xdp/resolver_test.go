@@ -1,0 +1,128 @@
+package xdp
+
+import (
+	"errors"
+	"net"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/vethwall/vethwall/policy"
+)
+
+// asker plays the engine's resolver and somebody who asks it, both in the container's namespace.
+type asker struct {
+	*network
+	udp net.PacketConn
+	tcp net.Listener
+}
+
+func newAsker(t *testing.T) *asker {
+	n := newNetwork(t)
+	inside, err := netlink.NewHandleAt(n.container, unix.NETLINK_ROUTE)
+	must(t, err)
+	defer inside.Close()
+	lo, err := inside.LinkByName("lo")
+	must(t, err)
+	must(t, inside.LinkSetUp(lo))
+	a := &asker{network: n}
+	n.inContainer(func() {
+		a.udp, err = net.ListenPacket("udp", "127.0.0.11:0")
+		must(t, err)
+		a.tcp, err = net.Listen("tcp", "127.0.0.11:0")
+		must(t, err)
+	})
+	t.Cleanup(func() { _ = a.udp.Close(); _ = a.tcp.Close() })
+	return a
+}
+
+// answers says whether a query gets to the resolver.
+func (a *asker) answers(proto string) bool {
+	addr := a.udp.LocalAddr().String()
+	if proto == "tcp" {
+		addr = a.tcp.Addr().String()
+	}
+	got := false
+	a.inContainer(func() {
+		d := net.Dialer{Timeout: long}
+		c, err := d.Dial(proto, addr)
+		if err != nil {
+			return
+		}
+		defer c.Close()
+		if proto == "tcp" {
+			got = true
+			return
+		}
+		_, _ = c.Write([]byte("query"))
+		_ = a.udp.SetReadDeadline(time.Now().Add(long))
+		_, _, err = a.udp.ReadFrom(make([]byte, 64))
+		got = err == nil
+	})
+	return got
+}
+
+func (a *asker) want(when string, udp, tcp bool) {
+	a.t.Helper()
+	if u, c := a.answers("udp"), a.answers("tcp"); u != udp || c != tcp {
+		a.t.Errorf("%s: UDP %t, TCP %t; want %t, %t", when, u, c, udp, tcp)
+	}
+}
+
+func TestResolver(t *testing.T) {
+	a := newAsker(t)
+	dir := bpffs(t)
+	f := open(t, dir)
+	must(t, f.Attach(a.host.Index, Want{Policy: labelled(t, "xdp.drop=udp")}))
+	a.want("nothing said", true, true)
+	must(t, f.CloseResolver(a.path, a.host.Index, true, false))
+	a.want("UDP closed", false, true)
+	must(t, f.CloseResolver(a.path, a.host.Index, true, true))
+	a.want("closed", false, false)
+	counts, err := readCounts(f.objs.Counters, f.maps.devices[a.host.Index].Counters)
+	must(t, err)
+	seen := uint64(0)
+	for _, c := range counts {
+		if c.Reason == policy.Resolver {
+			seen += c.Packets
+		}
+	}
+	if seen < 3 {
+		t.Errorf("%d queries are counted: %+v", seen, counts)
+	}
+	f.Close()
+	a.want("without an agent", false, false)
+	f = open(t, dir)
+	must(t, f.Sweep())
+	a.want("adopted", false, false)
+	for _, d := range f.Devices() {
+		if d != a.host.Index {
+			t.Errorf("ifindex %d is taken for a device", d)
+		}
+	}
+	must(t, f.CloseResolver(a.path, a.host.Index, false, true))
+	a.want("TCP closed", true, false)
+	must(t, f.CloseResolver(a.path, a.host.Index, false, false))
+	a.want("open again", true, true)
+	must(t, f.CloseResolver(a.path, a.host.Index, true, true))
+	f.Close()
+	must(t, Uninstall(dir))
+	a.want("uninstalled", true, true)
+}
+
+// The host's own lo is never touched.
+func TestResolverOfTheHost(t *testing.T) {
+	n := newNetwork(t)
+	f := open(t, bpffs(t))
+	defer f.Close()
+	if err := f.CloseResolver("/proc/thread-self/ns/net", n.host.Index, true, true); !errors.Is(err, ErrOwnNamespace) {
+		t.Errorf("%v, want %v", err, ErrOwnNamespace)
+	}
+	lo, err := netlink.LinkByIndex(loopback)
+	must(t, err)
+	if x := lo.Attrs().Xdp; x != nil && x.Attached {
+		t.Error("lo of the host has a program")
+	}
+}

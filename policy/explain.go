@@ -10,6 +10,8 @@ import (
 // Explanation is the verdict on a conversation that somebody would open, and who says so.
 type Explanation struct {
 	Reason Reason
+	// Audited: it may be opened all the same, because the source is in audit mode.
+	Audited bool
 	// Origin is the source that forbids it, or the first with an allow rule for it; "" where defaults let it pass.
 	Origin string
 	// Rule is the label's key and match that says so, "" where it is a default.
@@ -23,23 +25,39 @@ func (s Stack) Explain(dir Direction, m Match) (Explanation, error) {
 	if err != nil {
 		return Explanation{}, err
 	}
-	for _, source := range s {
+	would := Explanation{}
+	for i, source := range s {
 		v := source.Policy.judge(dir, asked)
-		switch v.Reason {
-		case ByRule:
-			return Explanation{ByRule, source.Origin, source.Policy.Rules[v.Rule].label()}, nil
-		case ByDefault:
-			return Explanation{ByDefault, source.Origin, ""}, nil
+		if v.Reason == Pass {
+			continue
+		}
+		x := Explanation{Reason: v.Reason, Audited: s.Audited(i), Origin: source.Origin}
+		if v.Reason == ByRule {
+			x.Rule = source.Policy.Rules[v.Rule].label()
+		}
+		if !x.Audited {
+			return x, nil
+		}
+		if would.Reason == Pass {
+			would = x
 		}
 	}
+	if would.Reason != Pass {
+		return would, nil
+	}
+	return s.allowedBy(dir, asked), nil
+}
+
+// allowedBy explains a pass: by the first allow rule, or by defaults alone.
+func (s Stack) allowedBy(dir Direction, asked subject) Explanation {
 	for _, source := range s {
 		for _, r := range source.Policy.Rules {
 			if r.Verb == Allow && r.In[dir] && r.Match.holds(asked) {
-				return Explanation{Pass, source.Origin, r.label()}, nil
+				return Explanation{Origin: source.Origin, Rule: r.label()}
 			}
 		}
 	}
-	return Explanation{}, nil
+	return Explanation{}
 }
 
 func (r Rule) label() string { return r.Key() + "=" + r.String() }
@@ -98,8 +116,11 @@ const exampleAddress = "192.0.2.1"
 func (e Explanation) Sentence(dir Direction, asked string) string {
 	who := map[Direction]string{Egress: "The container may open ", Ingress: "Somebody may open towards the container "}[dir]
 	var out strings.Builder
-	if e.Reason != Pass {
+	if e.Reason != Pass && !e.Audited {
 		who = strings.Replace(who, "may open", "may not open", 1)
+	}
+	if e.Audited {
+		asked += ", but it is counted"
 	}
 	fmt.Fprintf(&out, "%s%s: ", who, asked)
 	switch {

@@ -126,11 +126,11 @@ func (e *env) showExplanation(x policy.Explanation, dir policy.Direction, asked 
 			Origin   string `json:"origin"`
 			Rule     string `json:"rule"`
 			Sentence string `json:"sentence"`
-		}{1, x.Reason == policy.Pass, x.Reason.String(), x.Origin, x.Rule, sentence})
+		}{1, x.Reason == policy.Pass || x.Audited, x.Reason.String(), x.Origin, x.Rule, sentence})
 	} else {
 		_, err = fmt.Fprintln(e.stdout, sentence)
 	}
-	if err == nil && x.Reason != policy.Pass {
+	if err == nil && x.Reason != policy.Pass && !x.Audited {
 		return answerNo("")
 	}
 	return err

@@ -52,6 +52,7 @@ type kernel interface {
 	Shut(ifindex int) (byFilter bool, err error)
 	Detach(ifindex int) error
 	Unseen(ifindex int) uint64
+	CloseResolver(path string, ifindex int, udp, tcp bool) error
 	Devices() []int
 	ByHand(ifindex int) bool
 	Sweep() error
@@ -120,19 +121,20 @@ type container struct {
 	// inspected is false until Docker has answered once, and stale says that what it answered need not hold any more.
 	inspected, stale bool
 	// asked is the session that a question is out to, and again says that something has happened since it went out.
-	asked   *session
-	again   bool
-	trouble string    // the last error of a question, that the log has
-	missing int       // how many lists in a row did not have it
-	seen    bool      // its namespace was there when we last looked
-	lost    time.Time // when its veths were gone
-	want    want
-	known   known // what want was made of
-	asks    bool
-	saved   string // the record in the kernel
-	told    Record // what the log has
-	late    map[int]uint64
-	own     ownAddresses
+	asked    *session
+	again    bool
+	trouble  string    // the last error of a question, that the log has
+	missing  int       // how many lists in a row did not have it
+	seen     bool      // its namespace was there when we last looked
+	lost     time.Time // when its veths were gone
+	want     want
+	known    known // what want was made of
+	asks     bool
+	saved    string // the record in the kernel
+	told     Record // what the log has
+	late     map[int]uint64
+	own      ownAddresses
+	resolver resolverState
 }
 
 type agent struct {
@@ -306,8 +308,8 @@ func (a *agent) reconcile() {
 
 // enforce brings one container in line, and its record.
 func (a *agent) enforce(c *container, veths namespaces) {
-	if c.want.live {
-		if k := a.around.of(c.Container); !k.equal(c.known) {
+	if c.asks {
+		if k := a.around.of(c.Container).needed(c.want.live); !k.equal(c.known) {
 			c.known = k
 			c.want, c.asks = wanted(c.Container, k, a.around.conf)
 		}
@@ -344,7 +346,7 @@ func (a *agent) release(c *container, veths namespaces) bool {
 	if c.saved == "" && c.told.ID == "" || shares(c.NetworkMode) {
 		return true
 	}
-	found, err := vethsOf(c.Container, veths, a.proc)
+	found, path, err := vethsOf(c.Container, veths, a.proc)
 	if errors.Is(err, xdp.ErrOwnNamespace) {
 		return true
 	}
@@ -352,6 +354,10 @@ func (a *agent) release(c *container, veths namespaces) bool {
 		if slices.Contains(a.kernel.Devices(), v.Index) {
 			err = errors.Join(err, a.kernel.Detach(v.Index))
 		}
+	}
+	if err == nil && c.resolver.resolverClosed != (resolverClosed{}) {
+		err = a.kernel.CloseResolver(path, c.resolver.ifindex, false, false)
+		c.resolver = resolverState{}
 	}
 	if err != nil {
 		a.log.Warn("cannot take the filter off a container that asks for none; trying again", "container", c.Name, "id", short(c.ID), "error", err)
@@ -364,7 +370,7 @@ func (a *agent) release(c *container, veths namespaces) bool {
 // interfaces attaches to every veth of c, or closes it. It is false where c has ended or been started again, and
 // Docker has not yet said which: the record stays as it is until then.
 func (a *agent) interfaces(c *container, veths namespaces) (out []Interface, known bool) {
-	found, err := vethsOf(c.Container, veths, a.proc)
+	found, path, err := vethsOf(c.Container, veths, a.proc)
 	if errors.Is(err, xdp.ErrOwnNamespace) {
 		return []Interface{{Network: c.NetworkMode, State: Unsupported, Error: "lives in the host's own network namespace: there is no veth to filter"}}, true
 	}
@@ -408,9 +414,9 @@ func (a *agent) interfaces(c *container, veths namespaces) (out []Interface, kno
 		out = append(out, i)
 	}
 	if len(found) == 0 {
-		out = unseen(c.Container)
+		return unseen(c.Container), true
 	}
-	return out, true
+	return append(out, a.closeResolver(c, path, found[0].Index)...), true
 }
 
 // unseen says of a container without any veth why that is, if Obstacles does not.
@@ -432,25 +438,28 @@ func Veths(c docker.Container) ([]xdp.Veth, error) {
 	if err != nil {
 		return nil, err
 	}
-	return vethsOf(c, veths, hostProc)
+	found, _, err := vethsOf(c, veths, hostProc)
+	return found, err
 }
 
-// vethsOf finds the host's ends of the veths of c by its sandbox, or where that is not visible by its process.
-func vethsOf(c docker.Container, veths namespaces, proc string) ([]xdp.Veth, error) {
-	found, err := veths.In(c.SandboxKey)
+// vethsOf finds the host's ends of the veths of c by its sandbox, or where that is not visible by its process; path is that of
+// the namespace.
+func vethsOf(c docker.Container, veths namespaces, proc string) (found []xdp.Veth, path string, err error) {
+	found, err = veths.In(c.SandboxKey)
 	if err == nil || errors.Is(err, xdp.ErrOwnNamespace) {
-		return found, err
+		return found, c.SandboxKey, err
 	}
 	process := filepath.Join(proc, strconv.Itoa(c.Pid))
-	byPid, pidErr := veths.In(filepath.Join(process, "ns/net"))
+	path = filepath.Join(process, "ns/net")
+	byPid, pidErr := veths.In(path)
 	// By now, or in our pid namespace, the number may be another's. After the look, because it proves what came before it.
 	if group, readErr := os.ReadFile(filepath.Join(process, "cgroup")); readErr != nil || !bytes.Contains(group, []byte(c.ID)) {
-		return nil, err
+		return nil, "", err
 	}
 	if pidErr != nil && !errors.Is(pidErr, xdp.ErrOwnNamespace) {
-		return nil, err
+		return nil, "", err
 	}
-	return byPid, pidErr
+	return byPid, path, pidErr
 }
 
 func indexes(veths []xdp.Veth) (out []int) {

@@ -298,8 +298,9 @@ func (a *agent) answered(s *session, c *container, answer docker.Container, err 
 // from its name where the configuration picks by it, and from its groups, which enforce looks after.
 func (a *agent) learn(c *container, answer docker.Container) {
 	if !c.inspected || answer.ImageKnown && !c.ImageKnown || answer.Name != c.Name {
-		c.known = a.around.of(answer)
-		c.want, c.asks = wanted(answer, c.known, a.around.conf)
+		k := a.around.of(answer)
+		c.want, c.asks = wanted(answer, k, a.around.conf)
+		c.known = k.needed(c.want.live)
 	}
 	if c.want.live && a.around.lacks(answer) {
 		a.askNetworks()

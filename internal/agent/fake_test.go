@@ -36,8 +36,9 @@ type fakeKernel struct {
 	unseen     map[int]uint64 // packets sent before the filter came
 	records    map[string][]byte
 	host       *host
-	tables     map[int]*xdp.Tables // the last that were attached
-	fail       map[string]error    // "attach 7", "shut 7", "save", "veths" -> error
+	tables     map[int]*xdp.Tables       // the last that were attached
+	resolvers  map[string]resolverClosed // by path of the namespace
+	fail       map[string]error          // "attach 7", "shut 7", "save", "veths" -> error
 	calls      []string
 	retired    int
 }
@@ -45,7 +46,7 @@ type fakeKernel struct {
 func newFakeKernel() *fakeKernel {
 	return &fakeKernel{
 		namespaces: map[string][]xdp.Veth{}, attached: map[int]string{}, byHand: map[int]bool{}, unseen: map[int]uint64{},
-		records: map[string][]byte{}, fail: map[string]error{}, host: &host{}, tables: map[int]*xdp.Tables{},
+		records: map[string][]byte{}, fail: map[string]error{}, host: &host{}, tables: map[int]*xdp.Tables{}, resolvers: map[string]resolverClosed{},
 	}
 }
 
@@ -75,6 +76,16 @@ func (k *fakeKernel) Attach(ifindex int, w xdp.Want) error {
 		return fmt.Errorf("attach: %w", netlink.LinkNotFoundError{})
 	}
 	k.attached[ifindex], k.tables[ifindex] = "open", w.Policy
+	return nil
+}
+
+func (k *fakeKernel) CloseResolver(path string, _ int, udp, tcp bool) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if err := k.call("resolver %s", path); err != nil {
+		return err
+	}
+	k.resolvers[path] = resolverClosed{udp, tcp}
 	return nil
 }
 

@@ -35,21 +35,30 @@ type known struct {
 	groups policy.Groups
 	// missing says what is not known yet, "" for nothing. There are no groups then.
 	missing string
-	// outside: the engine asks a resolver on the host's loopback in the container's place.
-	outside bool
+	// loopback are resolvers on the host's loopback that the engine asks in the container's place.
+	loopback []netip.Addr
 }
 
 func (k known) equal(other known) bool {
-	return k.missing == other.missing && k.outside == other.outside && k.groups.Equal(other.groups)
+	return k.missing == other.missing && slices.Equal(k.loopback, other.loopback) && k.groups.Equal(other.groups)
+}
+
+// needed is what a policy depends on: one that is not live on resolvers alone.
+func (k known) needed(live bool) known {
+	if live {
+		return k
+	}
+	return known{loopback: k.loopback}
 }
 
 // of is what is known for c.
 func (s surroundings) of(c docker.Container) known {
-	switch {
-	case s.networks == nil:
-		return known{missing: "Docker has not listed its networks yet"}
-	case s.host == nil:
+	if s.host == nil {
 		return known{missing: "the host's addresses could not be read yet"}
+	}
+	resolvers, loopback := s.resolvers(c)
+	if s.networks == nil {
+		return known{missing: "Docker has not listed its networks yet", loopback: loopback}
 	}
 	g := policy.Groups{Host: slices.Concat(s.host.addrs, s.conf.HostAddresses), OnLink: s.host.onLink}
 	for _, n := range s.networks {
@@ -58,15 +67,14 @@ func (s surroundings) of(c docker.Container) known {
 	for _, e := range c.Networks {
 		n, listed := s.networks[e.NetworkID]
 		if !listed && e.NetworkID != "" {
-			return known{missing: fmt.Sprintf("Docker has not listed network %s yet", e.Network)}
+			return known{missing: fmt.Sprintf("Docker has not listed network %s yet", e.Network), loopback: loopback}
 		}
 		g.Neighbors = append(g.Neighbors, n.Subnets...)
 		g.Gateways = slices.Concat(g.Gateways, n.Gateways, e.Gateways)
 	}
-	resolvers, outside := s.resolvers(c)
 	g.Networks, g.Neighbors = sorted(g.Networks, netip.Prefix.Compare), sorted(g.Neighbors, netip.Prefix.Compare)
-	g.Gateways, g.Resolvers = sorted(g.Gateways, netip.Addr.Compare), sorted(resolvers, netip.Addr.Compare)
-	return known{groups: g, outside: outside}
+	g.Gateways, g.Resolvers = sorted(g.Gateways, netip.Addr.Compare), sorted(slices.Concat(resolvers, loopback), netip.Addr.Compare)
+	return known{groups: g, loopback: loopback}
 }
 
 // lacks reports whether c is in a network that Docker has not listed.
@@ -89,9 +97,9 @@ var dockersOwn = []netip.Addr{
 }
 
 // resolvers are those that c asks by its veths: those of docker run --dns, else of the configuration, else the host's.
-// The container's own resolv.conf says nothing, because the container writes it. outside is true where the engine
-// asks others for it.
-func (s surroundings) resolvers(c docker.Container) (out []netip.Addr, outside bool) {
+// The container's own resolv.conf says nothing, because the container writes it. loopback are those that the engine
+// asks for it, from the host.
+func (s surroundings) resolvers(c docker.Container) (out, loopback []netip.Addr) {
 	all := s.host.resolvers
 	if len(s.conf.DNS) > 0 {
 		all = s.conf.DNS
@@ -105,7 +113,9 @@ func (s surroundings) resolvers(c docker.Container) (out []netip.Addr, outside b
 		}
 	}
 	for _, a := range all {
-		if !a.IsLoopback() {
+		if a.IsLoopback() {
+			loopback = append(loopback, a)
+		} else {
 			out = append(out, a)
 		}
 	}
@@ -113,7 +123,10 @@ func (s surroundings) resolvers(c docker.Container) (out []netip.Addr, outside b
 	if len(out) == 0 && onDefault && len(c.DNS) == 0 && len(s.conf.DNS) == 0 {
 		out = dockersOwn
 	}
-	return out, !onDefault && len(out) < len(all)
+	if onDefault { // where no resolver of the engine's is
+		loopback = nil
+	}
+	return out, loopback
 }
 
 // The files that name the host's resolvers. Of a host whose first file names systemd's stub alone, Docker reads
@@ -155,7 +168,7 @@ func nameservers(text string) (out []netip.Addr) {
 
 // lookAround reads the host anew where a container needs it.
 func (a *agent) lookAround() {
-	needed := func(c *container) bool { return c.inspected && c.want.live }
+	needed := func(c *container) bool { return c.inspected && c.asks }
 	if !a.hostStale || !slices.ContainsFunc(slices.Collect(maps.Values(a.containers)), needed) {
 		return
 	}

@@ -163,9 +163,9 @@ func TestResolvers(t *testing.T) {
 		"the default network, its own": {stub, []string{"198.51.100.53"}, "bridge", addrsOf("198.51.100.53"), false},
 	} {
 		s := surroundings{host: &host{resolvers: tc.host}}
-		got, outside := s.resolvers(docker.Container{DNS: tc.dns, NetworkMode: tc.mode})
-		if !slices.Equal(got, tc.want) || outside != tc.outside {
-			t.Errorf("%s: %v %t", name, got, outside)
+		got, loopback := s.resolvers(docker.Container{DNS: tc.dns, NetworkMode: tc.mode})
+		if !slices.Equal(got, tc.want) || len(loopback) > 0 != tc.outside {
+			t.Errorf("%s: %v %v", name, got, loopback)
 		}
 	}
 	got := nameservers("# nameserver 192.0.2.1\nsearch x\nnameserver\t192.0.2.53 # x\nnameserver fe80::1%eth0\nnameserver\nnameserver x")
@@ -175,19 +175,27 @@ func TestResolvers(t *testing.T) {
 }
 
 func TestWantedOfGroups(t *testing.T) {
+	stub := known{loopback: []netip.Addr{systemdStub}, groups: policy.Groups{Resolvers: []netip.Addr{systemdStub}}}
 	for _, tc := range []struct {
-		label       string
-		k           known
-		open, warns bool
+		label    string
+		k        known
+		open     bool
+		resolver resolverClosed
 	}{
-		{"xdp.egress.drop=dns", known{}, true, false},
-		{"xdp.egress.drop=dns", known{outside: true}, true, true},
-		{"xdp.drop=udp", known{outside: true}, true, false},
-		{"xdp.egress.drop=dns", known{missing: "all"}, false, false},
-		{"xdp.drop=udp,multicast,metadata", known{missing: "all"}, true, false},
+		{"xdp.egress.drop=dns", known{}, true, resolverClosed{}},
+		{"xdp.egress.drop=dns", stub, true, resolverClosed{true, true}},
+		{"xdp.egress.allow=443/tcp", stub, true, resolverClosed{true, true}},
+		{"xdp.egress.allow=443/tcp,dns", stub, true, resolverClosed{}},
+		{"xdp.drop=udp", stub, true, resolverClosed{udp: true}},
+		{"xdp.drop=udp xdp.mode=audit", stub, true, resolverClosed{}},
+		{"xdp.drop=25/tcp", stub, true, resolverClosed{}},
+		{"xdp.drop=upd", known{}, false, resolverClosed{true, true}},
+		{"xdp.egress.drop=dns", known{missing: "all"}, false, resolverClosed{true, true}},
+		{"xdp.drop=udp,multicast,metadata", known{missing: "all"}, true, resolverClosed{}},
 	} {
-		w, _ := wanted(box(1, true, tc.label), tc.k, config.Config{})
-		if (w.tables != nil) != tc.open || w.waits == tc.open || slices.ContainsFunc(w.warnings, func(s string) bool { return strings.Contains(s, "loopback") }) != tc.warns {
+		w, _ := wanted(box(1, true, strings.Fields(tc.label)...), tc.k, config.Config{})
+		warns := slices.ContainsFunc(w.warnings, func(s string) bool { return strings.Contains(s, "loopback") })
+		if (w.tables != nil) != tc.open || w.waits != (tc.k.missing != "" && !tc.open) || w.resolver != tc.resolver || warns != (tc.open && tc.resolver != resolverClosed{}) {
 			t.Errorf("%s %+v: %+v", tc.label, tc.k, w)
 		}
 	}
@@ -202,13 +210,13 @@ func TestGroupsOfConfiguration(t *testing.T) {
 		resolvers []netip.Addr
 		outside   bool
 	}{
-		{docker.Container{NetworkMode: "shop"}, addrsOf("192.0.2.53"), true},
+		{docker.Container{NetworkMode: "shop"}, addrsOf("127.0.0.53", "192.0.2.53"), true},
 		{docker.Container{NetworkMode: "default"}, addrsOf("192.0.2.53"), false},
 		{docker.Container{NetworkMode: "shop", DNS: []string{"192.0.2.54"}}, addrsOf("192.0.2.54"), false},
 	} {
 		k := s.of(tc.c)
-		if !slices.Equal(k.groups.Resolvers, tc.resolvers) || k.outside != tc.outside {
-			t.Errorf("%+v: %v, outside %t", tc.c, k.groups.Resolvers, k.outside)
+		if !slices.Equal(k.groups.Resolvers, tc.resolvers) || len(k.loopback) > 0 != tc.outside {
+			t.Errorf("%+v: %v, on loopback %v", tc.c, k.groups.Resolvers, k.loopback)
 		}
 		if !slices.Equal(k.groups.Host, addrsOf("198.51.100.1", "203.0.113.7")) {
 			t.Errorf("host %v", k.groups.Host)

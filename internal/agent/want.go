@@ -30,7 +30,9 @@ type want struct {
 	// antispoof: packets must carry the container's own addresses, and those in own are its own as well.
 	antispoof bool
 	own       []netipx.IPRange
-	warnings  []string
+	// resolver is what it may not ask of the engine's resolver.
+	resolver resolverClosed
+	warnings []string
 	// holds is false where no filter on a veth holds the container; loophole says why.
 	holds    bool
 	loophole string
@@ -52,8 +54,11 @@ func wanted(c docker.Container, k known, conf config.Config) (want, bool) {
 	case w.live && k.missing != "":
 		w.tables, w.waits, w.problem = nil, true, "who is in its groups is not known: "+k.missing
 	}
-	if k.outside && asksDNS(stack) {
-		w.warnings = append(w.warnings, "a resolver of the host is on its loopback: the engine asks it from the host, and no rule sees these queries; docker run --dns ADDRESS avoids it")
+	if w.resolver = closes(k.groups.Resolve(stack), k.loopback); w.tables == nil {
+		w.resolver = resolverClosed{true, true}
+	}
+	if w.resolver != (resolverClosed{}) && w.tables != nil {
+		w.warnings = append(w.warnings, "the host's resolver is on its loopback, so the engine would ask it from the host past every rule: its own at 127.0.0.11 is closed to the container, names of other containers included; allow dns, or give the container a resolver with docker run --dns ADDRESS")
 	}
 	w.both = detours(c)
 	for i := range stack {
@@ -70,13 +75,6 @@ func wanted(c docker.Container, k known, conf config.Config) (want, bool) {
 		w.warnings = append(w.warnings, w.loophole)
 	}
 	return w, true
-}
-
-// asksDNS reports whether a rule names dns.
-func asksDNS(s policy.Stack) bool {
-	return slices.ContainsFunc(s, func(source policy.Source) bool {
-		return slices.ContainsFunc(source.Policy.Rules, func(r policy.Rule) bool { return r.Match.What.Kind == policy.DNS })
-	})
 }
 
 // StackText is the canonical text of a stack: that of its only source, if that is labels, or each with its origin.

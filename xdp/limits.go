@@ -26,19 +26,22 @@ func (t *Tables) limits(f *forest, s policy.Stack, dir policy.Direction) (bool, 
 			if r.Verb != policy.Limit || !r.In[dir] {
 				continue
 			}
+			slot := t.slot(dir, Counted{Rule: r.String(), Limit: true, Audit: s.Audited(i)}, r.Shown != "")
+			rate := rateOf(r.Rate, slot, sourceFlags(s, i))
+			if n := len(rates); n == 0 || r.Shown == "" || rates[n-1] != rate { // else one limit to its users: one bucket
+				rates = append(rates, rate)
+			}
 			rules = append(rules, slottedRule{
-				source: i, services: serviceSpans(r.Match.What), peers: r.Match.Peers,
+				source: i, slot: uint32(len(rates) - 1), services: serviceSpans(r.Match.What), peers: r.Match.Peers,
 				notIP: r.Match.What.Kind == policy.All && r.Match.Peers.Any(),
 			})
-			slot := t.slot(dir, Counted{Rule: r.String(), Limit: true, Audit: s.Audited(i)}, false)
-			rates = append(rates, rateOf(r.Rate, slot, sourceFlags(s, i)))
 		}
 	}
 	if len(rules) == 0 {
 		return false, nil
 	}
-	if len(rules) > maxLimits {
-		return false, fmt.Errorf("%d limits for %s: this version enforces %d at most", len(rules), dir, maxLimits)
+	if len(rates) > maxLimits {
+		return false, fmt.Errorf("%d limits for %s: this version enforces %d at most", len(rates), dir, maxLimits)
 	}
 	c := &compiler{forest: f, stack: s, dir: dir, rules: rules, limits: true, budget: rowBudget, numbers: map[string]uint32{}}
 	var err error

@@ -1,7 +1,11 @@
 package xdp
 
 import (
+	"net/netip"
+	"slices"
 	"testing"
+
+	"github.com/cilium/ebpf"
 
 	"github.com/vethwall/vethwall/policy"
 	"github.com/vethwall/vethwall/policy/policytest"
@@ -72,4 +76,34 @@ func secondTime(s policy.Stack, dir policy.Direction, frame []byte, first policy
 		}
 	}
 	return out
+}
+
+// A limit of dns is two rules, for UDP and TCP, and one bucket.
+func TestLimitOfAGroup(t *testing.T) {
+	p, _, err := policy.Parse(map[string]string{"xdp.egress.limit": "dns=1pps,443/tcp=1pps"})
+	must(t, err)
+	s := policy.Groups{Resolvers: []netip.Addr{netip.MustParseAddr("192.0.2.53")}}.Resolve(policy.Stack{{Origin: "labels", Policy: p}})
+	r := newRunner(t)
+	newMemory(r)
+	tables, err := Compile(s)
+	must(t, err)
+	if got := names(tables.Rules[policy.Egress]); !slices.Equal(got, []string{"443/tcp", "dns"}) {
+		t.Errorf("rules %q", got)
+	}
+	tables.flags &^= flagStateful
+	r.use(tables)
+	must(t, r.k.Buckets.Put(uint32(1), filterBucketSet{}))
+	send := func(proto uint8, port uint16) bool {
+		header := policytest.UDP(1, port)
+		if proto == protoTCP {
+			header = policytest.TCP(1, port)
+		}
+		frame := policytest.IP("192.0.2.1", "192.0.2.53", proto, header)
+		action, err := r.k.VethwallSent.Run(&ebpf.RunOptions{Data: frame, DataOut: make([]byte, len(frame)+256)})
+		must(t, err)
+		return action == tcPass
+	}
+	if first, tcp, other := send(protoUDP, 53), send(protoTCP, 53), send(protoTCP, 443); !first || tcp || !other {
+		t.Errorf("first query %t, next over TCP %t, something else %t", first, tcp, other)
+	}
 }

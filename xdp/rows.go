@@ -270,12 +270,12 @@ func (c *compiler) judge(rules []int, matches func(int) bool) uint32 {
 	return pass
 }
 
-// mask is the cell of limits: bit i for the i-th rule.
+// mask is the cell of limits: the bit of each rule's bucket, which is its slot.
 func (c *compiler) mask(rules []int, matches func(int) bool) uint32 {
 	cell := uint32(cellBit)
 	for _, i := range rules {
 		if matches(i) {
-			cell |= 1 << i
+			cell |= 1 << c.rules[i].slot
 		}
 	}
 	return cell

@@ -29,9 +29,10 @@ type Engine struct {
 	// Dir holds data, exec root, log and socket; no other process uses it. Sandbox keys lie below it.
 	Dir string
 
-	name    string
-	flags   []string
-	process *process
+	name       string
+	flags      []string
+	resolvConf string // "" for the machine's
+	process    *process
 }
 
 // process is the dockerd that runs, if one does.
@@ -43,6 +44,17 @@ type process struct {
 // Own starts an engine with further flags for dockerd, such as --live-restore. It ends with the test,
 // and its containers, mounts and namespaces with it.
 func Own(t testing.TB, flags ...string) *Engine {
+	t.Helper()
+	return own(t, "", flags)
+}
+
+// OwnAsking is Own for an engine whose host has one name server. It sees a resolv.conf of its own in place of the machine's.
+func OwnAsking(t testing.TB, nameserver string) *Engine {
+	t.Helper()
+	return own(t, nameserver, nil)
+}
+
+func own(t testing.TB, nameserver string, flags []string) *Engine {
 	t.Helper()
 	Need(t, os.Geteuid() == 0, "root")
 	for _, tool := range []string{"dockerd", "docker", "ip", "nsenter"} {
@@ -66,6 +78,12 @@ func Own(t testing.TB, flags ...string) *Engine {
 	}
 	if err := os.WriteFile(filepath.Join(dir, "daemon.json"), []byte("{}\n"), 0o600); err != nil {
 		t.Fatal(err)
+	}
+	if nameserver != "" {
+		e.resolvConf = filepath.Join(dir, "resolv.conf")
+		if err := os.WriteFile(e.resolvConf, []byte("nameserver "+nameserver+"\n"), 0o644); err != nil { // #nosec G306 -- no secret
+			t.Fatal(err)
+		}
 	}
 	e.Up()
 	return e
@@ -125,11 +143,17 @@ func (e *Engine) spawn() error {
 		return err
 	}
 	defer func() { _ = log.Close() }()
-	cmd := e.Command("dockerd", append([]string{
+	args := append([]string{
+		"dockerd",
 		"--config-file", e.Dir + "/daemon.json", "--data-root", e.Dir + "/data", "--exec-root", e.Dir + "/exec",
 		"--pidfile", e.Dir + "/pid", "--host", "unix://" + e.Dir + "/docker.sock", "--storage-driver", "vfs",
 		"--containerd-namespace", e.name, "--containerd-plugins-namespace", e.name + "-plugins",
-	}, e.flags...)...)
+	}, e.flags...)
+	if e.resolvConf != "" {
+		// What it mounts from here on nobody else sees, so its containers' namespaces are found by their processes.
+		args = append([]string{"unshare", "--mount", "--propagation", "slave", "sh", "-c", `mount --bind "$0" /etc/resolv.conf && exec "$@"`, e.resolvConf}, args...)
+	}
+	cmd := e.Command(args[0], args[1:]...)
 	cmd.Stdout, cmd.Stderr = log, log
 	done, err := spawn(cmd, syscall.SIGTERM) // which ends its containers, too
 	if err != nil {

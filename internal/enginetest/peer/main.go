@@ -10,6 +10,7 @@
 //	peer ping [flags] ADDR                  ICMP echo request, wait for the reply
 //	peer many COMMAND... -- COMMAND...      do several of the above at once; prints a JSON list of their
 //	                                        errors, "" for what worked
+//	peer resolve NAME                       ask the resolver of /etc/resolv.conf for the addresses of NAME
 //	peer loop-send ADDR:PORT TEXT           send datagrams from the first instruction on, without end
 //
 // Exit code 0 means that it worked, 1 that no answer came, 2 wrong usage. That something did *not*
@@ -28,7 +29,7 @@ import (
 	"syscall"
 )
 
-var errUsage = errors.New("wrong usage; a command is one of sleep, serve, received, udp-send, tcp-dial, tcp-talk, ping, many, loop-send")
+var errUsage = errors.New("wrong usage; a command is one of sleep, serve, received, udp-send, tcp-dial, tcp-talk, ping, resolve, many, loop-send")
 
 func main() {
 	if len(os.Args) == 4 && os.Args[1] == "loop-send" {
@@ -66,6 +67,8 @@ func run(args []string) error {
 		return tcpTalk(args)
 	case "ping":
 		return ping(args)
+	case "resolve":
+		return resolve(args)
 	case "many":
 		return many(args)
 	}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"flag"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"strings"
 	"sync/atomic"
 	"time"
 )
@@ -154,4 +156,19 @@ func echoRequest(kind byte, id uint16) []byte {
 	sum = sum>>16 + sum&0xffff
 	binary.BigEndian.PutUint16(msg[2:], ^uint16(sum+sum>>16))
 	return msg
+}
+
+// resolve prints the addresses that a name has.
+func resolve(args []string) error {
+	if len(args) != 1 {
+		return errUsage
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
+	defer cancel()
+	addrs, err := net.DefaultResolver.LookupHost(ctx, args[0])
+	if err != nil {
+		return err
+	}
+	fmt.Println(strings.Join(addrs, " "))
+	return nil
 }

@@ -1,0 +1,69 @@
+package main
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/vethwall/vethwall/internal/agent"
+	"github.com/vethwall/vethwall/internal/enginetest"
+)
+
+// TestResolverOnTheHostsLoopback asks names of an engine whose host has its resolver on its loopback, as Ubuntu's hosts
+// do: the engine asks it from the host, past every veth. What arrives there is looked up at the resolver.
+func TestResolverOnTheHostsLoopback(t *testing.T) {
+	t.Parallel()
+	const stub = "127.0.0.53"
+	v := enginetest.OwnAsking(t, stub).Install()
+	image := v.Image()
+	network := v.Network("names")
+	resolver := v.Serve(image, "resolver", []string{"--network", "host"}, "53/udp", "53/tcp")
+	v.Configure("dns: " + stub + "\n")
+	v.StartAgent()
+
+	asks := func(c *enginetest.Container, name string) bool {
+		_, _ = c.Do("resolve", name) // the sink answers nothing of use
+		for _, a := range resolver.Received() {
+			if strings.Contains(a.Text, strings.Split(name, ".")[0]) {
+				return true
+			}
+		}
+		return false
+	}
+	for _, tc := range []struct {
+		name   string
+		labels []string
+		passes bool
+	}{
+		{"free", nil, true},
+		{"nothing-out", []string{"xdp.drop=all"}, false},
+		{"no-udp", []string{"xdp.drop=udp", "xdp.mode=enforce"}, false},
+		{"list", []string{"xdp.egress.allow=443/tcp"}, false},
+		{"list-with-dns", []string{"xdp.egress.allow=443/tcp,dns"}, true},
+		{"other-rule", []string{"xdp.drop=25/tcp"}, true},
+		{"audit", []string{"xdp.drop=all", "xdp.mode=audit"}, true},
+		{"wrong", []string{"xdp.drop=upd"}, false},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			c := v.With(t).Start(image, tc.name, labelled(network, tc.labels...))
+			if tc.labels != nil {
+				await(t, v, c.Name, "is in force", func(s agent.ContainerStatus) bool { return s.State != agent.Pending && len(s.Interfaces) == 1 })
+			}
+			if got := asks(c, tc.name+".example."); got != tc.passes {
+				t.Errorf("asks the resolver: %t, want %t", got, tc.passes)
+			}
+			if !tc.passes && tc.name != "wrong" {
+				s := await(t, v, c.Name, "shows what was asked", func(s agent.ContainerStatus) bool {
+					for _, d := range s.Interfaces[0].Drops {
+						if d.Reason == "resolver" {
+							return true
+						}
+					}
+					return false
+				})
+				if len(s.Warnings) == 0 || !strings.Contains(strings.Join(s.Warnings, " "), "127.0.0.11") {
+					t.Errorf("warnings %q", s.Warnings)
+				}
+			}
+		})
+	}
+}

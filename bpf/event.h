@@ -16,38 +16,60 @@ static __always_inline int events_are_closed(__u32 block)
 {
 	struct event_time *t = bpf_map_lookup_elem(&event_times, &block);
 
-	return !t || t->closed == bpf_jiffies64();
+	if (t && t->closed != bpf_jiffies64())
+		return 0;
+	if (t)
+		t->skipped++;
+	return 1;
 }
 
 /* Whether a device may have another event; a packet more or less does not matter here. */
-static __always_inline int event_room(__u32 block, __u64 now)
+static __always_inline int event_room(struct event_time *t, __u64 now)
 {
-	struct event_time *t = bpf_map_lookup_elem(&event_times, &block);
-
-	if (!t)
-		return 0;
 	if (t->empty > now + EVENT_BURST * EVENT_TIME) {
 		t->closed = bpf_jiffies64();
+		t->skipped++;
 		return 0;
 	}
 	t->empty = (t->empty > now ? t->empty : now) + EVENT_TIME;
 	return 1;
 }
 
+/* What could be read of a packet. */
+static __always_inline void describe(struct event *e, const struct packet *p)
+{
+	e->mac = p->mac;
+	for (int i = 0; i < 4; i++) {
+		e->src[i] = p->src[i];
+		e->dst[i] = p->dst[i];
+	}
+	e->service = p->service;
+	e->sport = p->sport;
+	e->dport = p->dport;
+	e->family = p->family;
+	e->proto = p->proto;
+	e->direction = p->direction;
+	e->kind = (p->builtin ? EVENT_BUILTIN : 0) | (p->claims ? EVENT_CLAIMS : 0) |
+		  (p->quotes == TURNED ? EVENT_TURNED : 0);
+}
+
 /* Writes an event, unless the device has had its share. cell is the verdict. */
-__noinline int note_event(const struct packet *p, const struct device *device, __u32 cell,
-			  __u32 bytes)
+__noinline int note_event(const struct packet *p, const struct device *device,
+			  const struct policy *policy, __u32 cell, __u32 bytes)
 {
 	__u64 now = bpf_ktime_get_coarse_ns();
-	__u32 zero = 0, slot;
+	__u32 zero = 0, slot, block;
+	struct event_time *t;
 	struct global *c;
 	struct event *e;
 	__u64 number;
 
-	if (!p || !device || !event_room(device->counters, now))
+	if (!p || !device)
 		return 0;
+	block = device->counters;
+	t = bpf_map_lookup_elem(&event_times, &block);
 	c = bpf_map_lookup_elem(&globals, &zero);
-	if (!c)
+	if (!t || !c || !event_room(t, now))
 		return 0;
 	number = __sync_fetch_and_add(&c->num_events, 1);
 	slot = number & (MAX_EVENTS - 1);
@@ -56,18 +78,13 @@ __noinline int note_event(const struct packet *p, const struct device *device, _
 		return 0;
 	/* An exchange is a barrier, and BPF has no other. */
 	__sync_lock_test_and_set(&e->number, 0);
+	describe(e, p);
 	e->time = now;
 	e->ifindex = device->ifindex;
 	e->bytes = bytes;
-	for (int i = 0; i < 4; i++) {
-		e->src[i] = p->src[i];
-		e->dst[i] = p->dst[i];
-	}
-	e->sport = p->sport;
-	e->dport = p->dport;
-	e->family = p->family;
-	e->proto = p->proto;
-	e->direction = p->direction;
+	e->names = policy ? policy->names : 0;
+	e->skipped = t->skipped;
+	t->skipped = 0;
 	e->reason = cell;
 	e->rule = cell >> 8 & (2 * RULE_SLOTS - 1);
 	e->audited = !!(cell & AUDIT);

@@ -300,7 +300,7 @@ static __always_inline void tell(const struct device *device, const struct polic
 
 	count(device, d, v, bytes);
 	if (log && !events_are_closed(device->counters))
-		note_event(p, device, cell_of(v), bytes);
+		note_event(p, device, policy, cell_of(v), bytes);
 }
 
 /* Where the policy of a device stands, NULL with the verdict where it has none to judge by. */

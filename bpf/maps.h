@@ -71,7 +71,9 @@ struct policy {
 	/* Never the same for two policies: a conversation that carries another is judged anew. */
 	__u32 generation;
 	__u32 flags; /* POLICY_, and AUDIT and QUIET of judge.h for reasons that no source gives */
-	/* SHA-256 of the nodes and tables, for sharing between equal policies. */
+	/* A number for what its counter slots are called; user space knows the names by it. */
+	__u32 names;
+	/* SHA-256 of nodes, tables and names, for sharing between equal policies. */
 	__u8 digest[32];
 };
 
@@ -255,26 +257,36 @@ struct bucket_set {
 struct event {
 	__u64 number;
 	__u64 time; /* ns since boot, coarse */
+	__u64 mac; /* as in struct packet, like all that follows but for what is said of it */
+	__u32 src[4];
+	__u32 dst[4]; /* or claim */
 	__u32 ifindex;
 	__u32 bytes; /* layer 2 */
-	/* What could be read of the packet, as in struct packet; of an ICMP error, what it is about. */
-	__u32 src[4];
-	__u32 dst[4];
+	__u32 service;
+	__u32 names; /* of the policy */
+	__u32 skipped; /* about how many of the device's before it had no room in its share */
 	__u16 sport;
 	__u16 dport;
 	__u8 family;
 	__u8 proto;
 	__u8 direction;
-	__u8 reason;
+	__u8 reason; /* of the verdict */
 	__u8 rule; /* direction * RULE_SLOTS + slot, where reason is REASON_RULE or REASON_LIMIT */
 	__u8 audited; /* it passed all the same */
-	__u8 zero[6];
+	__u8 kind; /* EVENT_ */
+	__u8 zero;
 };
+
+#define EVENT_BUILTIN 1
+#define EVENT_CLAIMS 2 /* dst is a claim */
+#define EVENT_TURNED                                                                               \
+	4 /* an ICMP error, and all else is of the packet that it quotes, turned round */
 
 /* The bucket of a device's events. */
 struct event_time {
 	__u64 empty; /* when it is empty again: ns since boot */
 	__u64 closed; /* the tick (jiffies) in which it was last found full */
+	__u64 skipped; /* packets that had no room in it since the last event */
 };
 
 /* Who a counter block's device is. */

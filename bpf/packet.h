@@ -100,13 +100,14 @@ struct packet {
 	__u8 echo; /* an ICMP echo: ECHO_REQUEST or ECHO_REPLY */
 	__u8 fragment; /* FIRST_FRAGMENT or LATER_FRAGMENT */
 	__u8 part_proto; /* in IPv6 of the first header that is fragmented */
-	__u8 quotes; /* an ICMP error: all else here is of the packet that it quotes, turned round */
+	__u8 quotes; /* an ICMP error; where it is TURNED all else here is of the packet that it quotes, turned round */
 	__u8 claims; /* the family of claim, 0 for none */
 	__u8 forged; /* what no container has to send: antispoof drops it, wherever it is from */
 };
 
 enum { ECHO_REQUEST = 1, ECHO_REPLY };
 enum { FIRST_FRAGMENT = 1, LATER_FRAGMENT };
+enum { QUOTES = 1, TURNED };
 #define TCP_FIN 0x01
 #define TCP_SYN 0x02
 #define TCP_RST 0x04
@@ -328,10 +329,11 @@ static __always_inline int is_extension(__u8 proto)
  * Neighbour discovery (RFC 4861: hop limit 255) and MLD (RFC 2710, RFC 3810: hop limit 1) are what makes
  * IPv6 work at all, so no rule applies. Only where they stay on the link: a peer or destination of
  * link scope, or, for a solicitation or advertisement of the usual size, one with the source's first 64
- * bits: who forges his source can still send as much past a closed policy.
+ * bits: who forges his source can still send as much past a closed policy. The type stands in p afterwards.
  */
-static __always_inline int is_builtin6(const struct ipv6hdr *ip, struct cursor c, enum direction d)
+static __always_inline int is_builtin6(const struct ipv6hdr *ip, struct cursor c, struct packet *p)
 {
+	enum direction d = p->direction;
 	const __u8 *peer = d == EGRESS ? ip->daddr.s6_addr : ip->saddr.s6_addr;
 	const __u8 *dst = ip->daddr.s6_addr;
 	const __u8 *icmp = take(&c, 4);
@@ -339,7 +341,7 @@ static __always_inline int is_builtin6(const struct ipv6hdr *ip, struct cursor c
 
 	if (!icmp)
 		return 0;
-	type = icmp[0];
+	p->dport = type = icmp[0];
 	if (type >= 133 && type <= 136)
 		/* A container is no router: its advertisements (134) are judged. */
 		return !(d == EGRESS && type == 134) && icmp[1] == 0 && ip->hop_limit == 255 &&
@@ -478,8 +480,9 @@ static __always_inline void read_ipv6(struct cursor *c, struct packet *p, enum r
 			return unknown_proto(p, REASON_TRUNCATED);
 	}
 	if (r == READ_FRAME && proto == IPPROTO_ICMPV6 && short_reason == REASON_TRUNCATED &&
-	    is_builtin6(ip, *c, p->direction)) {
+	    is_builtin6(ip, *c, p)) {
 		p->builtin = 1;
+		p->proto = proto;
 		if (p->direction == EGRESS)
 			read_claims6(*c, p);
 		return;
@@ -527,6 +530,7 @@ static __always_inline int turn_quote(void *data, void *end, struct packet *p)
 	}
 	for (int i = 0; i < 4; i++)
 		p->src[i] = q.dst[i];
+	p->quotes = TURNED;
 	return 1;
 }
 

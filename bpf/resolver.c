@@ -37,7 +37,7 @@ int vethwall_resolver(struct xdp_md *ctx)
 		return XDP_PASS;
 	count(&device, EGRESS, v, end - data);
 	if (!events_are_closed(device.counters))
-		note_event(&p, &device, cell_of(v), end - data);
+		note_event(&p, &device, NULL, cell_of(v), end - data);
 	return XDP_DROP;
 }
 

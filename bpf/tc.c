@@ -113,6 +113,9 @@ static __always_inline int filter_skb(struct __sk_buff *skb, enum direction d)
 
 	if (policy)
 		v = judge_skb(skb, policy, &device, &p, d);
+	else
+		read_skb(skb, d, &p);
+	device.ifindex = skb->ifindex; /* without a policy it is 0 */
 	tell(&device, policy, &p, d, v, skb->len);
 	return passes(v) ? TC_PASS : TC_DROP;
 }

@@ -22,9 +22,10 @@ int vethwall_xdp(struct xdp_md *ctx)
 	struct verdict v = {};
 	struct policy *policy = find_policy(&device, &v);
 
+	/* Without a policy for the sake of the event. */
+	read_frame(data, end, bytes, EGRESS, &p);
 	if (policy) {
 		id = find_identity(&device);
-		read_frame(data, end, bytes, EGRESS, &p);
 		v = verdict_of(cell_for(policy, antispoof(id, &p)), 0);
 		if (v.reason == REASON_PASS) {
 			if (p.quotes && !turn_xdp(ctx, &p))
@@ -35,6 +36,7 @@ int vethwall_xdp(struct xdp_md *ctx)
 	/* Who judges last counts. */
 	if (id.own & TWO_HOOKS && passes(v) && stamp(ctx, cell_of(v)))
 		return XDP_PASS;
+	device.ifindex = ctx->ingress_ifindex; /* without a policy it is 0 */
 	tell(&device, policy, &p, EGRESS, v, bytes);
 	return passes(v) ? XDP_PASS : XDP_DROP;
 }

@@ -1,5 +1,7 @@
 package policy
 
+import "strconv"
+
 // icmpNames are the message types of the IANA registries "ICMP Type Numbers" and "ICMPv6 type
 // Numbers" that a rule can judge, in lower case with hyphens; -1 where a family lacks the name. Errors,
 // neighbour discovery and MLD stand here too, so that asking for them can be refused by name.
@@ -81,14 +83,7 @@ func (t ICMPType) unjudged() string {
 }
 
 // named reports whether the registry gives the type a name.
-func (t ICMPType) named() bool {
-	for _, e := range icmpNames {
-		if !t.V6 && e.v4 == int(t.Type) || t.V6 && e.v6 == int(t.Type) {
-			return true
-		}
-	}
-	return false
-}
+func (t ICMPType) named() bool { return t.String() != strconv.Itoa(int(t.Type)) }
 
 // judgedTypes keeps, of a message's type in each family (-1 for none), what rules judge. When nothing
 // is left it says why.

@@ -101,6 +101,27 @@ func protoText(proto uint8) string {
 	return "proto-" + strconv.Itoa(int(proto))
 }
 
+// ProtoName is what users call an IANA protocol number: "udp", "icmpv6", or "proto-N".
+func ProtoName(proto uint8) string {
+	switch proto {
+	case protoICMP:
+		return "icmp"
+	case protoICMPv6:
+		return "icmpv6"
+	}
+	return protoText(proto)
+}
+
+// String is the IANA name of the type, or its number.
+func (t ICMPType) String() string {
+	for _, e := range icmpNames {
+		if !t.V6 && e.v4 == int(t.Type) || t.V6 && e.v6 == int(t.Type) {
+			return e.name
+		}
+	}
+	return strconv.Itoa(int(t.Type))
+}
+
 // typesText is the name that stands for exactly these types; a set that no name stands for came from
 // a number, which is the same in all of them.
 func typesText(types []ICMPType) string {

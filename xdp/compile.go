@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash/fnv"
 	"net/netip"
 	"slices"
 
@@ -120,7 +121,20 @@ func (t *Tables) seal() {
 	_ = binary.Write(h, binary.LittleEndian, t.table)
 	_ = binary.Write(h, binary.LittleEndian, t.rates)
 	_ = binary.Write(h, binary.LittleEndian, t.flags)
+	_ = binary.Write(h, binary.LittleEndian, namesOf(t.Rules))
 	h.Sum(t.digest[:0])
+}
+
+// namesOf is a number for what slots are called. Events carry that of their policy, so that nobody calls a rule by
+// another policy's name.
+func namesOf(rules [2][]Counted) uint32 {
+	h := fnv.New32a()
+	for dir, counted := range rules {
+		for _, c := range counted {
+			fmt.Fprintf(h, "%d %q %t %t\n", dir, c.Rule, c.Limit, c.Audit)
+		}
+	}
+	return h.Sum32()
 }
 
 // enforceable refuses what the labels may say and this version cannot do.
@@ -361,7 +375,7 @@ func (t *Tables) place(first uint32) (filterPolicy, []filterNode) {
 	p := filterPolicy{FirstNode: first, NumNodes: uint32(len(nodes)), Digest: t.digest}
 	// Of the content, so that equal policies have equal ones whenever they were put there.
 	p.Generation = binary.LittleEndian.Uint32(t.digest[:])
-	p.Flags, p.Rates = t.flags, [2]uint32{rebase(t.rates[0]), rebase(t.rates[1])}
+	p.Names, p.Flags, p.Rates = namesOf(t.Rules), t.flags, [2]uint32{rebase(t.rates[0]), rebase(t.rates[1])}
 	for dir, table := range t.table {
 		p.Table[dir] = filterTable{
 			Services: rebase(table.Services), Peers4: rebase(table.Peers4),

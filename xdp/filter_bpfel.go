@@ -48,10 +48,14 @@ type filterEvent struct {
 	_         structs.HostLayout
 	Number    uint64
 	Time      uint64
-	Ifindex   uint32
-	Bytes     uint32
+	Mac       uint64
 	Src       [4]uint32
 	Dst       [4]uint32
+	Ifindex   uint32
+	Bytes     uint32
+	Service   uint32
+	Names     uint32
+	Skipped   uint32
 	Sport     uint16
 	Dport     uint16
 	Family    uint8
@@ -60,13 +64,15 @@ type filterEvent struct {
 	Reason    uint8
 	Rule      uint8
 	Audited   uint8
-	Zero      [6]uint8
+	Kind      uint8
+	Zero      uint8
 }
 
 type filterEventTime struct {
-	_      structs.HostLayout
-	Empty  uint64
-	Closed uint64
+	_       structs.HostLayout
+	Empty   uint64
+	Closed  uint64
+	Skipped uint64
 }
 
 type filterFlowKey struct {
@@ -107,6 +113,7 @@ type filterPolicy struct {
 	Rates      [2]uint32
 	Generation uint32
 	Flags      uint32
+	Names      uint32
 	Digest     [32]uint8
 }
 

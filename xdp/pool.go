@@ -116,6 +116,9 @@ func (p *pool) setPolicy(ifindex int, w Want, both bool) error {
 		if d.Counters, err = p.block(); err != nil {
 			return err
 		}
+		if err := p.objs.EventTimes.Put(uint32(d.Counters), filterEventTime{}); err != nil {
+			return fmt.Errorf("write map event_times: %w", err)
+		}
 	}
 	// Before the policy of a new device, after which packets are judged by it.
 	if err := p.setIdentity(d.Counters, w, both); err != nil {

@@ -20,8 +20,12 @@ var ErrNothing = errors.New("vethwall is not in the kernel: no agent has run sin
 
 // Reader reads back what is in the kernel, beside an agent or without one.
 type Reader struct {
-	dir  string
-	maps filterMaps
+	dir    string
+	maps   filterMaps
+	ring   ring        // nil until somebody asks for events
+	memory []byte      // behind it
+	pin    string      // of the map events,
+	was    os.FileInfo // and what it was when this was opened
 }
 
 // OpenReader opens the maps of this version under dir. The caller closes.
@@ -38,10 +42,15 @@ func OpenReader(dir string) (*Reader, error) {
 		}
 		return nil, ErrNothing
 	}
+	r.pin = filepath.Join(maps, "events")
+	r.was, _ = os.Stat(r.pin)
 	for name, m := range map[string]**ebpf.Map{
 		"devices": &r.maps.Devices, "device_overflow": &r.maps.DeviceOverflow, "counters": &r.maps.Counters, "containers": &r.maps.Containers,
+		"events": &r.maps.Events, "globals": &r.maps.Globals,
 	} {
-		if *m, err = ebpf.LoadPinnedMap(filepath.Join(maps, name), &ebpf.LoadPinOptions{ReadOnly: true}); err != nil {
+		// The kernel maps only what is open for writing into memory, for reading too.
+		o := &ebpf.LoadPinOptions{ReadOnly: name != "events"}
+		if *m, err = ebpf.LoadPinnedMap(filepath.Join(maps, name), o); err != nil {
 			r.Close()
 			return nil, fmt.Errorf("open map %s: %w", name, err)
 		}
@@ -50,7 +59,17 @@ func OpenReader(dir string) (*Reader, error) {
 }
 
 // Close releases the maps.
-func (r *Reader) Close() { _ = r.maps.Close() }
+func (r *Reader) Close() {
+	r.unmapRing()
+	_ = r.maps.Close()
+}
+
+// Replaced reports whether these maps are no longer what stands under the directory: an agent of another version or an
+// uninstall has taken them away.
+func (r *Reader) Replaced() bool {
+	is, err := os.Stat(r.pin)
+	return err != nil || !os.SameFile(is, r.was)
+}
 
 // AgentRuns reports whether an agent holds dir.
 func AgentRuns(dir string) bool {

@@ -141,12 +141,6 @@ func (k *fakeKernel) detachByHand(ifindex int) error {
 	return nil
 }
 
-func (k *fakeKernel) Bound(answered int) error {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	return k.call("bound %d", answered)
-}
-
 func (k *fakeKernel) Sweep() error {
 	k.mu.Lock()
 	defer k.mu.Unlock()

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"strings"
 
@@ -53,6 +54,25 @@ func (e *env) mistakes(err error) error {
 		fmt.Fprintln(e.stderr, "error: "+reportError(m).place())
 	}
 	return fmt.Errorf("%s: %s in the agent's configuration, so nothing of it counts and nothing was changed", all[0].File, counted(len(all), "mistake"))
+}
+
+// checkConfig looks at what an agent that starts would read.
+func checkConfig(path string) finding {
+	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+		return finding{good, "no " + path + ": labels alone decide", ""}
+	}
+	conf, err := agent.ReadConfig(path)
+	switch {
+	case errors.Is(err, fs.ErrPermission):
+		return finding{warn, path + " cannot be read by this user", "run as root: sudo vethwall doctor"}
+	case err != nil:
+		return finding{fail, joined(err), "an agent does not start with it, and one that runs keeps what it had; see vethwall check -f " + path}
+	}
+	floor := "no floor"
+	if conf.Floor != nil {
+		floor = "a floor"
+	}
+	return finding{good, fmt.Sprintf("%s: %s, policies: %d", path, floor, len(conf.Policies)), ""}
 }
 
 // counted is a number of things.

@@ -7,6 +7,8 @@ import (
 	"text/tabwriter"
 
 	"github.com/spf13/cobra"
+
+	"github.com/vethwall/vethwall/internal/config"
 )
 
 // check is one thing that has to be so on a host that enforces.
@@ -26,6 +28,7 @@ var checks = []check{
 	{"Docker", checkDocker},
 	{"network namespaces", checkNetns},
 	{"host network", checkHostNetwork},
+	{"configuration", func(context.Context, *env) finding { return checkConfig(config.DefaultPath) }},
 }
 
 // level says whether a finding stands in the way of enforcement.

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 )
@@ -27,6 +29,29 @@ func TestFollowsHost(t *testing.T) {
 		got, err := followsHost(strings.NewReader(tc.mountinfo), dir)
 		if err != nil || got != tc.want {
 			t.Errorf("%s: %v, %v, want %v", tc.name, got, err, tc.want)
+		}
+	}
+}
+
+func TestCheckConfig(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "config.yaml")
+	for _, tc := range []struct {
+		text  string // "" for no file
+		level level
+		found string
+	}{
+		{"", good, "labels alone decide"},
+		{"# nothing\n", good, "no floor, policies: 0"},
+		{"floor: {xdp.drop: udp}\npolicies: [{pick: {name: a}, labels: {xdp.drop: udp}}]\n", good, "a floor, policies: 1"},
+		{"floor: {xdp.drop: 443}\nhook: x\n", fail, ":1:19: a bare port"},
+	} {
+		if tc.text != "" {
+			if err := os.WriteFile(path, []byte(tc.text), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if got := checkConfig(path); got.level != tc.level || !strings.Contains(got.found, tc.found) || (got.todo == "") != (got.level == good) {
+			t.Errorf("%q: %+v", tc.text, got)
 		}
 	}
 }

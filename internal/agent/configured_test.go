@@ -50,6 +50,8 @@ func TestConfigured(t *testing.T) {
 		{name: "a policy is not for others", conf: "policies:\n- {pick: {name: db}, labels: {xdp.drop: tcp}}\n"},
 		{name: "a policy beside labels", conf: pickWeb, run: labels{"xdp.drop": "udp"}, want: "config: xdp.drop=tcp; labels: xdp.drop=udp"},
 		{name: "a policy holds where the labels are off", conf: pickWeb, run: labels{"xdp.enable": "false"}, want: "config: xdp.drop=tcp"},
+		{name: "a policy is warned of", conf: "policies:\n- {pick: {name: web}, labels: {xdp.drop: private}}\n", want: "config: xdp.drop=private", warning: "reverse proxy"},
+		{name: "a floor is not, for each container", conf: "floor: {xdp.drop: private}", want: "floor: xdp.drop=private"},
 		{name: "all sources", conf: floorMetadata + pickWeb, run: labels{"xdp.drop": "udp"}, image: labels{"xdp.drop.image": "sctp"},
 			want: "floor: xdp.drop=metadata; config: xdp.drop=tcp; labels: xdp.drop=udp; image: xdp.drop.image=sctp"},
 

@@ -90,6 +90,7 @@ func configured(c docker.Container, run map[string]string, conf config.Config) (
 	}
 	if labels != nil {
 		stack = append(stack, policy.Source{Origin: originConfig, Policy: *labels})
+		warnings = append(warnings, policy.Warnings(*labels)...)
 	}
 	return stack, replace, warnings, nil
 }

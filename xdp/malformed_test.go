@@ -1,6 +1,7 @@
 package xdp
 
 import (
+	"cmp"
 	"flag"
 	"fmt"
 	"os"
@@ -29,6 +30,7 @@ func TestMalformed(t *testing.T) {
 			if row.Isnt != "" {
 				c.check("xdp.drop="+row.Isnt, "pass")
 			}
+			c.checkOwn(cmp.Or(row.Own, "pass"))
 		}
 	}
 	t.Logf("%d verdicts", judged)
@@ -67,6 +69,24 @@ func (c rowCheck) check(labels, want string) {
 		_, way := ofDirection(want, h.dir)
 		for i, frame := range c.row.Frames(way) {
 			c.compare(labels, h, stack, i, frame, stack.Verdict(h.dir, frame), "")
+		}
+	}
+}
+
+// checkOwn judges the row as the container sends it under a policy that lets everything pass, by antispoof alone.
+func (c rowCheck) checkOwn(want string) {
+	c.t.Helper()
+	id := policytest.Container()
+	stack := policy.Stack{{Origin: "labels"}}
+	tables, err := Compile(stack)
+	must(c.t, err)
+	c.r.use(tables)
+	c.r.is(&id)
+	defer c.r.is(nil)
+	for _, h := range hooks[:2] {
+		for i, frame := range c.row.Frames(policytest.Sent()) {
+			memory := policy.Conversations{Identity: &id}
+			c.compare("antispoof", h, stack, i, frame, memory.Verdict(stack, h.dir, frame, 0), want)
 		}
 	}
 }
@@ -188,9 +208,9 @@ func table() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "\nAllow-list: `%s`. Drop-list: `%s`.\n", policytest.AllowList, policytest.DropList)
 	for _, section := range policytest.Unusual {
-		fmt.Fprintf(&b, "\n### %s\n\n| frame | allow-list | drop-list | dropped by `xdp.drop=` | not by |\n|---|---|---|---|---|\n", section.Title)
+		fmt.Fprintf(&b, "\n### %s\n\n| frame | allow-list | drop-list | antispoof | dropped by `xdp.drop=` | not by |\n|---|---|---|---|---|---|\n", section.Title)
 		for _, row := range section.Rows {
-			fmt.Fprintf(&b, "| %s | %s | %s | %s | %s |\n", row.Name, verdictCell(row.Allow), verdictCell(row.Drop), isCell(row), matchCell(row.Isnt))
+			fmt.Fprintf(&b, "| %s | %s | %s | %s | %s | %s |\n", row.Name, verdictCell(row.Allow), verdictCell(row.Drop), cmp.Or(row.Own, "pass"), isCell(row), matchCell(row.Isnt))
 		}
 	}
 	return b.String() + "\n"

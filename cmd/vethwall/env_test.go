@@ -9,6 +9,8 @@ import (
 	"testing"
 	"unicode"
 	"unicode/utf8"
+
+	"github.com/vethwall/vethwall/internal/agent"
 )
 
 func TestClean(t *testing.T) {
@@ -97,6 +99,19 @@ func TestRunErrors(t *testing.T) {
 		line := stderr.String()
 		if code != 2 || stdout.Len() > 0 || strings.Count(line, "\n") != 1 || !strings.HasPrefix(line, "vethwall: ") || !strings.Contains(line, "--help") {
 			t.Errorf("%s --no-such-flag: exit code %d, stdout %q, stderr %q", name, code, stdout.String(), line)
+		}
+	}
+}
+
+func TestDropLine(t *testing.T) {
+	for want, d := range map[string]agent.Drop{
+		"dropped 3 packets, 210 bytes, sent: rule udp":              {Reason: "rule", Rule: "udp", Direction: "egress", Packets: 3, Bytes: 210},
+		"dropped 3 packets, 210 bytes, received: limit all":         {Reason: "limit", Rule: "all", Direction: "ingress", Packets: 3, Bytes: 210},
+		"dropped 1 packets, 60 bytes, sent: spoof":                  {Reason: "spoof", Direction: "egress", Packets: 1, Bytes: 60},
+		"would have dropped 1 packets, 60 bytes, sent: rule \\x1b[": {Reason: "rule", Rule: "\x1b[", Audit: true, Direction: "egress", Packets: 1, Bytes: 60},
+	} {
+		if got := dropLine(d); got != want {
+			t.Errorf("%q, want %q", got, want)
 		}
 	}
 }

@@ -139,7 +139,7 @@ func (s statusView) noAgent() {
 	}
 }
 
-var stateColours = map[agent.State]colour{agent.Enforced: green, agent.Late: yellow, agent.Partial: yellow, agent.Unfiltered: plain}
+var stateColours = map[agent.State]colour{agent.Enforced: green, agent.Audit: yellow, agent.Late: yellow, agent.Partial: yellow, agent.Unfiltered: plain}
 
 func (s statusView) state(st agent.State) string {
 	c, ok := stateColours[st]
@@ -204,23 +204,35 @@ func (s statusView) one(c agent.ContainerStatus) error {
 	}
 	for _, i := range c.Interfaces {
 		fmt.Fprintf(s.stdout, "\nnetwork %s: %s, veth %s, hook %s\n", dash(clean(i.Network)), s.state(i.State), dash(i.Ifname), hooks(i.Hooks))
-		fmt.Fprintf(s.stdout, "  %d packets passed, %d dropped\n", i.Packets.Passed, i.Packets.Dropped)
+		fmt.Fprintf(s.stdout, "  %d packets passed, %d dropped", i.Packets.Passed, i.Packets.Dropped)
+		if i.Packets.WouldDrop > 0 {
+			fmt.Fprintf(s.stdout, ", %d passed that enforcing would drop", i.Packets.WouldDrop)
+		}
+		fmt.Fprintln(s.stdout)
 		for _, d := range i.Drops {
-			why := d.Reason
-			if d.Reason == policy.ByRule.String() {
-				why = "rule " + clean(d.Rule)
-			}
-			way := "sent"
-			if d.Direction == policy.Ingress.String() {
-				way = "received"
-			}
-			fmt.Fprintf(s.stdout, "  dropped %d packets, %d bytes, %s: %s\n", d.Packets, d.Bytes, way, why)
+			fmt.Fprintln(s.stdout, "  "+dropLine(d))
 		}
 	}
 	return nil
 }
 
-// hooks are where a veth is filtered, each kind once: "xdp generic + tcx". The JSON tells directions apart.
+// dropLine says what was dropped for one reason, or would have been.
+func dropLine(d agent.Drop) string {
+	what, way, why := "dropped", "sent", d.Reason
+	if d.Audit {
+		what = "would have dropped"
+	}
+	if d.Direction == policy.Ingress.String() {
+		way = "received"
+	}
+	if d.Rule != "" {
+		why += " " + clean(d.Rule)
+	}
+	return fmt.Sprintf("%s %d packets, %d bytes, %s: %s", what, d.Packets, d.Bytes, way, why)
+}
+
+// hooks are where a veth is filtered, each kind once: "xdp generic + tcx". Where what is sent meets two, it says so; the JSON
+// tells directions apart.
 func hooks(hs []xdp.Hook) string {
 	var out []string
 	for _, h := range hs {
@@ -234,6 +246,10 @@ func hooks(hs []xdp.Hook) string {
 		if !slices.Contains(out, text) {
 			out = append(out, text)
 		}
+	}
+	sent := func(h xdp.Hook) bool { return h.Direction == policy.Egress.String() && h.ByHand == "" }
+	if first := slices.IndexFunc(hs, sent); first >= 0 && slices.ContainsFunc(hs[first+1:], sent) {
+		out[len(out)-1] += ", both for what it sends"
 	}
 	return dash(strings.Join(out, " + "))
 }

@@ -525,7 +525,7 @@ func (a *agent) save(c *container, r Record) {
 		return
 	}
 	level, why := slog.LevelInfo, r.Error
-	if r.State != Enforced {
+	if r.State != Enforced && r.State != Audit {
 		level = slog.LevelWarn
 	}
 	for _, i := range r.Interfaces {

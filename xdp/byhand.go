@@ -21,6 +21,9 @@ func AttachByHand(dir string, ifindex int, program *ebpf.Program, mode Mode) err
 	if f.ByHand(ifindex) {
 		return fmt.Errorf("ifindex %d: a program is attached by hand already; detach it first", ifindex)
 	}
+	if f.has(hookID{ifindex, hookProgram}) {
+		return fmt.Errorf("ifindex %d: the container's xdp.program has the XDP slot; a program by hand has no place beside it", ifindex)
+	}
 	own, byHand := hookID{ifindex, hookXDP}, hookID{ifindex, hookByHand}
 	l := f.live(own)
 	if l == nil {
@@ -38,7 +41,7 @@ func AttachByHand(dir string, ifindex int, program *ebpf.Program, mode Mode) err
 		return err
 	}
 	defer f.objs.Close()
-	if err := f.ensure(hookID{ifindex, hookSent}, TCX); err != nil {
+	if err := f.ensure(hookID{ifindex, hookSent}, Want{Mode: TCX}); err != nil {
 		return err
 	}
 	// The name first: from here on the agent leaves the link alone, whichever program it has.

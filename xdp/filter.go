@@ -34,8 +34,8 @@ var ErrBusy = errors.New("another vethwall agent runs on this host")
 
 // Filter is the data plane under one directory, open for change. It is not safe for concurrent use.
 //
-// Below the directory stand links/ with a pinned link for each hook, and a directory named by the layout of
-// the maps, so that two versions of the program never share maps that differ.
+// Below the directory stand links/ with a pinned link for each hook, programs/ with those of the operator's, and a
+// directory named by the layout of the maps, so that two versions of the program never share maps that differ.
 type Filter struct {
 	dir  string
 	lock *os.File
@@ -47,6 +47,8 @@ type Filter struct {
 	held  map[int]bool // devices that have the hold's program and no policy of their own
 	// resolvers are what we have closed since Open, by inode of the namespace.
 	resolvers map[int]resolverClosed
+	// programs are those of the operator's that are loaded.
+	programs map[digest]loadedProgram
 	// noTCX: the kernel has none (before 6.6), and clsact takes its place.
 	noTCX bool
 }
@@ -59,7 +61,9 @@ func Open(dir string) (*Filter, error) {
 	if err != nil {
 		return nil, err
 	}
-	f := &Filter{dir: dir, lock: lock, held: map[int]bool{}, resolvers: map[int]resolverClosed{}}
+	f := &Filter{
+		dir: dir, lock: lock, held: map[int]bool{}, resolvers: map[int]resolverClosed{}, programs: map[digest]loadedProgram{},
+	}
 	if err := f.load(); err != nil {
 		f.Close()
 		return nil, err
@@ -124,6 +128,9 @@ func (f *Filter) loadInto(spec *ebpf.CollectionSpec) error {
 // Close releases what the process holds. Filters stay in force.
 func (f *Filter) Close() {
 	f.closeLinks()
+	for _, l := range f.programs {
+		_ = l.program.Close()
+	}
 	_ = f.objs.Close()
 	_ = f.lock.Close()
 }

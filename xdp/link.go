@@ -23,16 +23,17 @@ import (
 // ErrTaken is returned where somebody else's XDP program is in the way. It is never replaced.
 var ErrTaken = errors.New("the XDP slot is taken by another program")
 
-// Hooks, by which their pins are named: ifindex-hook. byHand is the XDP slot with a program that `vethwall attach`
-// put there.
+// Hooks, by which their pins are named: ifindex-hook. program is the XDP slot with the operator's program, and byHand
+// with one that `vethwall attach` put there.
 const (
 	hookXDP      = "xdp"      // what the container sends
 	hookSent     = "sent"     // the same, at tc ingress
 	hookReceived = "received" // what it receives, at tc egress
+	hookProgram  = "program"
 	hookByHand   = "byhand"
 )
 
-var allHooks = []string{hookXDP, hookSent, hookReceived, hookByHand}
+var allHooks = []string{hookXDP, hookSent, hookReceived, hookProgram, hookByHand}
 
 type hookID struct {
 	ifindex int // of hookResolver the inode of the namespace
@@ -72,6 +73,8 @@ type Want struct {
 	// Mode is where what the container sends is judged first. BothHooks: and at tc ingress what comes past XDP.
 	Mode      Mode
 	BothHooks bool
+	// Program has the XDP slot, and the policy judges at tc ingress what it passes.
+	Program Program
 	// Siblings are the container's other devices: they share its conversations and the buckets of its limits.
 	Siblings []int
 }
@@ -153,7 +156,7 @@ func (f *Filter) live(id hookID) link.Link {
 
 // has reports whether a hook has our program.
 func (f *Filter) has(id hookID) bool {
-	return f.live(id) != nil || id.hook != hookXDP && id.hook != hookByHand && clsactHas(id)
+	return f.live(id) != nil || !isSlot(id.hook) && clsactHas(id)
 }
 
 // hooked reports whether a device has any hook of ours.
@@ -170,10 +173,15 @@ func (f *Filter) ByHand(ifindex int) bool {
 // hooks are where w has to be attached. Of the two that judge what is sent tc ingress comes first: what is attached
 // there alone judges all.
 func (f *Filter) hooks(ifindex int, w Want) (out []string) {
-	onlySent := w.Mode == TCX && !w.BothHooks || f.ByHand(ifindex) ||
-		w.Mode == Auto && f.has(hookID{ifindex, hookSent}) && !f.has(hookID{ifindex, hookXDP}) && !w.BothHooks
+	has := func(hook string) bool { return f.has(hookID{ifindex, hook}) }
+	operators := w.Program != Program{}
+	onlySent := operators || w.Mode == TCX && !w.BothHooks || f.ByHand(ifindex) ||
+		w.Mode == Auto && has(hookSent) && !has(hookXDP) && !has(hookProgram) && !w.BothHooks
 	if onlySent || w.BothHooks || w.Policy.LimitsSent {
 		out = append(out, hookSent)
+	}
+	if operators {
+		out = append(out, hookProgram)
 	}
 	if !onlySent {
 		out = append(out, hookXDP)
@@ -190,12 +198,13 @@ func (f *Filter) both(ifindex int) bool {
 }
 
 // Attach puts w into force on the host-side veth of a container. The policy is in force when it returns without an error. What is attached is kept: its policy
-// changes in one step, its mode does not, and a program that `vethwall attach` put there keeps the XDP slot.
-// A device that Shut set down comes up again, with its filter. ErrTaken: see there. After any error the device may
-// be without a filter: Shut closes it.
+// changes in one step, its mode does not, and a program that `vethwall attach` put there keeps the XDP slot, unless w
+// has a Program. A device that Shut set down comes up again, with its filter. ErrTaken: see there. After any error the
+// device may be without a filter: Shut closes it.
 func (f *Filter) Attach(ifindex int, w Want) error {
 	delete(f.held, ifindex)
 	hooks := f.hooks(ifindex, w)
+	operators := f.has(hookID{ifindex, hookProgram})
 	fresh := !f.hooked(ifindex)
 	shut := fresh && f.maps.isShut(ifindex)
 	// Before the hooks: one that is brought from an earlier version's maps to ours finds its policy there.
@@ -207,13 +216,18 @@ func (f *Filter) Attach(ifindex int, w Want) error {
 		return err
 	}
 	for _, hook := range hooks {
-		if err := f.ensure(hookID{ifindex, hook}, w.Mode); err != nil {
+		if err := f.ensure(hookID{ifindex, hook}, w); err != nil {
 			if fresh {
 				err = errors.Join(err, f.unhook(ifindex))
 			}
 			if fresh && !shut {
 				err = errors.Join(err, f.maps.remove(ifindex))
 			}
+			return err
+		}
+	}
+	if operators {
+		if err := f.withdraw(ifindex, hooks); err != nil {
 			return err
 		}
 	}
@@ -237,25 +251,34 @@ func (f *Filter) Shut(ifindex int) (byFilter bool, err error) {
 	return false, errors.Join(setLink(ifindex, netlink.LinkSetDown), f.maps.setPolicy(ifindex, Want{Policy: Closed()}, false))
 }
 
-// ensure attaches our program at a hook unless it is there, and sees to it that it is that of this version and pinned.
-func (f *Filter) ensure(id hookID, mode Mode) error {
+// ensure attaches the program that belongs at a hook unless it is there, and sees to it that it is that of this version
+// and pinned.
+func (f *Filter) ensure(id hookID, w Want) error {
+	program, err := f.program(id.hook, w)
+	if err != nil {
+		return err
+	}
+	if isSlot(id.hook) {
+		if err := f.inherit(id, program); err != nil {
+			return err
+		}
+	}
 	if l := f.live(id); l != nil {
-		return f.refresh(id, l)
+		return f.refresh(id, l, program)
 	}
 	var l link.Link
-	var err error
-	if id.hook == hookXDP {
-		l, err = attachXDP(id.ifindex, f.objs.VethwallXdp, mode)
-		if errors.Is(err, ErrTaken) && mode == Auto {
-			return f.ensure(hookID{id.ifindex, hookSent}, mode)
+	if isSlot(id.hook) {
+		l, err = attachXDP(id.ifindex, program, w.Mode)
+		if errors.Is(err, ErrTaken) && id.hook == hookXDP && w.Mode == Auto {
+			return f.ensure(hookID{id.ifindex, hookSent}, w)
 		}
 	} else {
 		if !f.noTCX {
-			l, err = attachTCX(id, f.program(id.hook))
+			l, err = attachTCX(id, program)
 			f.noTCX = errors.Is(err, ebpf.ErrNotSupported)
 		}
 		if f.noTCX {
-			return clsactAttach(id, f.program(id.hook))
+			return clsactAttach(id, program)
 		}
 	}
 	if err != nil {
@@ -270,14 +293,17 @@ func (f *Filter) ensure(id hookID, mode Mode) error {
 	return nil
 }
 
-func (f *Filter) program(hook string) *ebpf.Program {
+// program is what belongs at a hook.
+func (f *Filter) program(hook string, w Want) (*ebpf.Program, error) {
 	switch hook {
 	case hookSent:
-		return f.objs.VethwallSent
+		return f.objs.VethwallSent, nil
 	case hookReceived:
-		return f.objs.VethwallReceived
+		return f.objs.VethwallReceived, nil
+	case hookProgram:
+		return f.operators(w.Program)
 	}
-	return f.objs.VethwallXdp
+	return f.objs.VethwallXdp, nil
 }
 
 func attachXDP(ifindex int, program *ebpf.Program, mode Mode) (link.Link, error) {
@@ -308,18 +334,14 @@ func attachTCX(id hookID, program *ebpf.Program) (link.Link, error) {
 	return l, nil
 }
 
-// refresh gives a link the program of this version and its pin back.
-func (f *Filter) refresh(id hookID, l link.Link) error {
+// refresh gives a link the program that belongs there and its pin back.
+func (f *Filter) refresh(id hookID, l link.Link, program *ebpf.Program) error {
 	info, err := l.Info()
 	if err != nil {
 		return fmt.Errorf("link of ifindex %d: %w", id.ifindex, err)
 	}
-	own, err := f.program(id.hook).Info()
-	if err != nil {
-		return err
-	}
-	if number, _ := own.ID(); number != info.Program {
-		if err := l.Update(f.program(id.hook)); err != nil {
+	if programID(program) != info.Program {
+		if err := l.Update(program); err != nil {
 			return fmt.Errorf("update the program of ifindex %d: %w", id.ifindex, err)
 		}
 	}
@@ -352,23 +374,29 @@ func (f *Filter) Detach(ifindex int) error {
 	return errors.Join(errs...)
 }
 
-// unhook takes our programs off a device, but for one that was attached by hand.
+// unhook takes our programs off a device, and the operator's, but for one that was attached by hand.
 func (f *Filter) unhook(ifindex int) error {
 	var errs []error
-	for _, hook := range []string{hookXDP, hookSent, hookReceived} {
-		id := hookID{ifindex, hook}
-		if l := f.live(id); l != nil {
-			delete(f.links, id)
-			// At once; removing the pin would do it some time later. A reader that meets it now removes it too.
-			errs = append(errs, l.Detach(), l.Close())
-			if err := os.Remove(f.pin(id)); !errors.Is(err, os.ErrNotExist) {
-				errs = append(errs, err)
-			}
-		} else if hook != hookXDP {
-			errs = append(errs, clsactDetach(id))
-		}
+	for _, hook := range []string{hookProgram, hookXDP, hookSent, hookReceived} {
+		errs = append(errs, f.unhookOne(hookID{ifindex, hook}))
 	}
 	return errors.Join(errs...)
+}
+
+func (f *Filter) unhookOne(id hookID) error {
+	if l := f.live(id); l != nil {
+		delete(f.links, id)
+		// At once; removing the pin would do it some time later. A reader that meets it now removes it too.
+		err := errors.Join(l.Detach(), l.Close())
+		if removeErr := os.Remove(f.pin(id)); !errors.Is(removeErr, os.ErrNotExist) {
+			err = errors.Join(err, removeErr)
+		}
+		return err
+	}
+	if isSlot(id.hook) {
+		return nil
+	}
+	return clsactDetach(id)
 }
 
 // Unseen is how many packets the other end of a veth has sent that no filter of ours has judged: those from before it came.
@@ -416,7 +444,7 @@ func (f *Filter) Sweep() error {
 		}
 	}
 	f.maps.free(time.Now())
-	return errors.Join(append(errs, f.maps.states.sweep(), f.repin())...)
+	return errors.Join(append(errs, f.sweepPrograms(), f.maps.states.sweep(), f.repin())...)
 }
 
 // exists reports whether there is such a device; when the kernel does not say, there is.

@@ -126,14 +126,19 @@ const (
 
 func (n *network) wantUDP(want bool, when string) {
 	n.t.Helper()
+	for _, addr := range []string{"192.0.2.1:0", "[2001:db8::1]:0"} {
+		n.wantUDPTo(addr, want, when)
+	}
+}
+
+func (n *network) wantUDPTo(addr string, want bool, when string) {
+	n.t.Helper()
 	wait := long
 	if want {
 		wait = soon
 	}
-	for _, addr := range []string{"192.0.2.1:0", "[2001:db8::1]:0"} {
-		if got := n.arrives(addr, wait); got != want {
-			n.t.Errorf("%s: UDP to %s arrives: %v, want %v", when, addr, got, want)
-		}
+	if got := n.arrives(addr, wait); got != want {
+		n.t.Errorf("%s: UDP to %s arrives: %v, want %v", when, addr, got, want)
 	}
 }
 

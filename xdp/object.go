@@ -5,6 +5,8 @@ import (
 	"debug/elf"
 	"errors"
 	"fmt"
+	"io"
+	"os"
 	"strings"
 
 	"github.com/cilium/ebpf"
@@ -18,29 +20,51 @@ const textSection = ".text"
 // code in .text a function of others and a program in a section that it does not know untyped, so both are
 // told here what they are. An empty section stands for the only one that has a program. The caller closes.
 func LoadObject(path, section string) (*ebpf.Program, error) {
-	spec, err := ebpf.LoadCollectionSpec(path)
+	file, err := os.Open(path)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w; is it an object made by clang -target bpf?", path, err)
+		return nil, err
 	}
-	program, err := inSection(spec, section)
+	defer file.Close()
+	program, err := loadObject(file, section)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
-	if program == nil {
-		if program, err = readText(path); err != nil {
-			return nil, fmt.Errorf("%s: %w", path, err)
-		}
-		spec = &ebpf.CollectionSpec{Programs: map[string]*ebpf.ProgramSpec{program.Name: program}}
+	return program, nil
+}
+
+func loadObject(object io.ReaderAt, section string) (*ebpf.Program, error) {
+	spec, name, err := parseObject(object, section)
+	if err != nil {
+		return nil, err
 	}
-	// A link takes over only programs of its own attach type, and ours has this one.
-	program.Type, program.AttachType = ebpf.XDP, ebpf.AttachXDP
-	spec.Programs = map[string]*ebpf.ProgramSpec{program.Name: program}
 	c, err := ebpf.NewCollection(spec)
 	if err != nil {
-		return nil, fmt.Errorf("%s: the kernel refuses the program: %w", path, err)
+		return nil, fmt.Errorf("the kernel refuses the program: %w", err)
 	}
 	defer c.Close()
-	return c.DetachProgram(program.Name), nil
+	return c.DetachProgram(name), nil
+}
+
+// parseObject reads an object. The spec has no program but the one that is asked for, whose name is program.
+func parseObject(object io.ReaderAt, section string) (spec *ebpf.CollectionSpec, program string, err error) {
+	spec, err = ebpf.LoadCollectionSpecFromReader(object)
+	if err != nil {
+		return nil, "", fmt.Errorf("%w; is it an object made by clang -target bpf?", err)
+	}
+	p, err := inSection(spec, section)
+	if err != nil {
+		return nil, "", err
+	}
+	if p == nil {
+		if p, err = readText(object); err != nil {
+			return nil, "", err
+		}
+		spec = &ebpf.CollectionSpec{}
+	}
+	// A link takes over only programs of its own attach type, and ours has this one.
+	p.Type, p.AttachType = ebpf.XDP, ebpf.AttachXDP
+	spec.Programs = map[string]*ebpf.ProgramSpec{p.Name: p}
+	return spec, p.Name, nil
 }
 
 // inSection finds the program of a section, nil for that in .text, which is not among the spec's.
@@ -57,7 +81,7 @@ func inSection(spec *ebpf.CollectionSpec, section string) (*ebpf.ProgramSpec, er
 	case len(found) == 1:
 		return found[0], nil
 	case len(found) > 1:
-		return nil, fmt.Errorf("%d programs to choose from; name one of the sections %s with --section", len(found), strings.Join(sections, ", "))
+		return nil, fmt.Errorf("%d programs to choose from; name one of the sections %s", len(found), strings.Join(sections, ", "))
 	case section == "" || section == textSection:
 		return nil, nil
 	}
@@ -65,12 +89,11 @@ func inSection(spec *ebpf.CollectionSpec, section string) (*ebpf.ProgramSpec, er
 }
 
 // readText reads the one function of .text as a program.
-func readText(path string) (*ebpf.ProgramSpec, error) {
-	file, err := elf.Open(path)
+func readText(object io.ReaderAt) (*ebpf.ProgramSpec, error) {
+	file, err := elf.NewFile(object)
 	if err != nil {
 		return nil, err
 	}
-	defer file.Close()
 	text := file.Section(textSection)
 	if text == nil || text.Size == 0 {
 		return nil, errors.New("no program in it")

@@ -91,8 +91,9 @@ type Hook struct {
 	Mode      string `json:"mode"`      // "generic", "native"; "tcx"; "clsact"
 	ProgramID uint32 `json:"program_id"`
 	LinkID    uint32 `json:"link_id"`
-	// ByHand names a program that `vethwall attach` put there.
-	ByHand string `json:"by_hand,omitempty"`
+	// ByHand names a program that `vethwall attach` put there, and Program one of the operator's: by its function here.
+	ByHand  string `json:"by_hand,omitempty"`
+	Program string `json:"program,omitempty"`
 }
 
 // Device is what the kernel says of a device.
@@ -172,13 +173,13 @@ func (f *Filter) read(id hookID, mode string) (Hook, bool) {
 	if id.hook == hookReceived {
 		h.Direction = policy.Ingress.String()
 	}
-	if id.hook == hookSent || id.hook == hookReceived {
+	if !isSlot(id.hook) {
 		h.Type, h.Mode = "tcx", "tcx"
 	}
 	l := f.live(id)
 	if l == nil {
 		h.Type, h.Mode = "tc", "clsact"
-		if id.hook != hookSent && id.hook != hookReceived {
+		if isSlot(id.hook) {
 			return h, false
 		}
 		filter, ok := clsactFind(id)
@@ -192,8 +193,11 @@ func (f *Filter) read(id hookID, mode string) (Hook, bool) {
 		return h, false
 	}
 	h.ProgramID, h.LinkID = uint32(info.Program), uint32(info.ID)
-	if id.hook == hookByHand {
+	switch id.hook {
+	case hookByHand:
 		h.ByHand = programName(info.Program)
+	case hookProgram:
+		h.Program = programName(info.Program)
 	}
 	return h, true
 }

@@ -1,0 +1,139 @@
+package xdp
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/cilium/ebpf"
+)
+
+// What is loaded of the operator's programs is pinned under programs/, by what was read. The containers that ask for the
+// same share it and its maps, and so does the next agent.
+
+// digest tells programs apart by content and section.
+type digest [sha256.Size]byte
+
+func (p Program) digest() digest {
+	return sha256.Sum256([]byte(p.section() + "\x00" + p.content.Value()))
+}
+
+func (f *Filter) programsDir() string { return filepath.Join(f.dir, "programs") }
+
+func (f *Filter) programPin(d digest) string {
+	return filepath.Join(f.programsDir(), hex.EncodeToString(d[:16]))
+}
+
+// operators is p in the kernel. What the kernel refuses it refuses until the next Sweep, however many containers ask.
+func (f *Filter) operators(p Program) (*ebpf.Program, error) {
+	d := p.digest()
+	if l, ok := f.programs[d]; ok {
+		return l.program, l.err
+	}
+	program, err := f.loadOperators(p, f.programPin(d))
+	if err != nil {
+		err = fmt.Errorf("xdp.program=%s: %w", p.Name, err)
+	}
+	f.programs[d] = loadedProgram{program, err}
+	return program, err
+}
+
+// loadedProgram is one that the kernel has taken, or its error.
+type loadedProgram struct {
+	program *ebpf.Program
+	err     error
+}
+
+func (f *Filter) loadOperators(p Program, pin string) (*ebpf.Program, error) {
+	program, err := ebpf.LoadPinnedProgram(pin, nil)
+	if err == nil {
+		return program, nil
+	}
+	if program, err = loadObject(strings.NewReader(p.content.Value()), p.section()); err != nil {
+		return nil, err
+	}
+	_ = os.Remove(pin)
+	if err := errors.Join(os.MkdirAll(f.programsDir(), 0o700), program.Pin(pin)); err != nil {
+		_ = program.Close()
+		return nil, fmt.Errorf("pin the program: %w", err)
+	}
+	return program, nil
+}
+
+// sweepPrograms gives back the operator's programs that no device has.
+func (f *Filter) sweepPrograms() error {
+	used := map[ebpf.ProgramID]bool{}
+	for id, l := range f.links {
+		if info, err := l.Info(); err == nil && id.hook == hookProgram {
+			used[info.Program] = true
+		}
+	}
+	for d, l := range f.programs {
+		if l.program == nil || !used[programID(l.program)] {
+			_ = l.program.Close()
+			delete(f.programs, d)
+		}
+	}
+	pins, err := filepath.Glob(filepath.Join(f.programsDir(), "*"))
+	for _, pin := range pins {
+		program, loadErr := ebpf.LoadPinnedProgram(pin, nil)
+		if loadErr != nil || !used[programID(program)] {
+			err = errors.Join(err, os.Remove(pin))
+		}
+		_ = program.Close()
+	}
+	return err
+}
+
+// programID is 0 where the kernel does not say.
+func programID(p *ebpf.Program) ebpf.ProgramID {
+	info, err := p.Info()
+	if err != nil {
+		return 0
+	}
+	id, _ := info.ID()
+	return id
+}
+
+// isSlot reports whether a hook is the XDP slot, which has one program, whosever it is.
+func isSlot(hook string) bool {
+	return hook == hookXDP || hook == hookProgram || hook == hookByHand
+}
+
+// inherit gives the link that another hook of ours has in the XDP slot to id, with the program that belongs there. No
+// packet passes between the two. Our own program takes nothing from one that was attached by hand.
+func (f *Filter) inherit(id hookID, program *ebpf.Program) error {
+	for _, hook := range []string{hookXDP, hookProgram, hookByHand} {
+		from := hookID{id.ifindex, hook}
+		l := f.live(from)
+		if l == nil || from == id || id.hook == hookXDP && hook == hookByHand {
+			continue
+		}
+		if err := l.Update(program); err != nil {
+			return fmt.Errorf("exchange the program of ifindex %d: %w", id.ifindex, err)
+		}
+		delete(f.links, from)
+		f.links[id] = l
+		if err := os.Rename(f.pin(from), f.pin(id)); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
+}
+
+// withdraw takes off what a device had only because of a program of the operator's; hooks are what it is to have.
+// Our own program has its place by now.
+func (f *Filter) withdraw(ifindex int, hooks []string) error {
+	var errs []error
+	for _, hook := range []string{hookProgram, hookSent} {
+		if !slices.Contains(hooks, hook) {
+			errs = append(errs, f.unhookOne(hookID{ifindex, hook}))
+		}
+	}
+	return errors.Join(errs...)
+}

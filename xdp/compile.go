@@ -157,9 +157,6 @@ func enforceable(s policy.Stack) error {
 				}
 			}
 		}
-		if p.Program != "" {
-			refuse("xdp.program=%s", p.Program)
-		}
 	}
 	return errors.Join(errs...)
 }

@@ -30,7 +30,7 @@ The filters live in the kernel and stay in force when the agent ends, for whatev
 next one adopts them. "vethwall uninstall" removes them.`,
 		Args: noArgs,
 	}
-	dir, conf := dirFlag(cmd), newConfigFlag(cmd)
+	dir, conf, programs := dirFlag(cmd), newConfigFlag(cmd), programsFlag(cmd)
 	verbose := cmd.Flags().BoolP("verbose", "v", false, "log more")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		if err := errors.Join(conf.there(), mayEnforce(cmd, *dir)); err != nil {
@@ -44,7 +44,7 @@ next one adopts them. "vethwall uninstall" removes them.`,
 			level = slog.LevelDebug
 		}
 		log := slog.New(slog.NewTextHandler(e.stderr, &slog.HandlerOptions{Level: level}))
-		err := agent.Run(cmd.Context(), agent.Options{Dir: *dir, Config: *conf.path, Again: again, Log: log, Ready: func() {
+		err := agent.Run(cmd.Context(), agent.Options{Dir: *dir, Config: *conf.path, Again: again, Programs: *programs, Log: log, Ready: func() {
 			log.Info("ready: containers with xdp labels are filtered", "version", buildVersion())
 		}})
 		if err != nil {
@@ -142,7 +142,7 @@ func onlyOurs(dir string) error {
 		return err
 	}
 	for _, entry := range entries {
-		if name := entry.Name(); name != "links" && !strings.HasPrefix(name, "maps-") {
+		if name := entry.Name(); name != "links" && name != "programs" && !strings.HasPrefix(name, "maps-") {
 			return fmt.Errorf("--dir %s holds %s, which is not vethwall's; nothing is removed: name the directory that the agent was given", dir, name)
 		}
 	}

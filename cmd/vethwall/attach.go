@@ -22,7 +22,8 @@ func attachCommand(e *env) *cobra.Command {
 		Short: "Put an XDP program of your own on a container's veth, until it stops or detach",
 		Long: `Loads an XDP program from an object file and puts it on the host's end of every veth of the
 container, where it judges what the container sends. A policy of the container's labels stays in
-force: it moves to tc ingress and judges what the program passes.
+force: it moves to tc ingress and judges what the program passes. A container with the label
+xdp.program is refused: its slot is taken.
 Objects without BTF, without a license and with any section name will do.`,
 		Example: "  vethwall attach httptest dropper.o --section .text\n  vethwall attach httptest udp.o --section dropper_main",
 		Args:    exactArgs("CONTAINER", "OBJECT.o"),

@@ -31,7 +31,7 @@ socket for a container. Exit code 1 where labels are wrong.`,
   docker compose config | vethwall check -f -`,
 		ValidArgsFunction: cobra.NoFileCompletions,
 	}
-	c := checker{env: e, conf: newConfigFlag(cmd), out: outputFlag(cmd)}
+	c := checker{env: e, conf: newConfigFlag(cmd), programs: programsFlag(cmd), out: outputFlag(cmd)}
 	given := cmd.Flags().StringArrayP("label", "l", nil, "a label, as docker run takes it; may be repeated, the last of equal keys counts")
 	file := cmd.Flags().StringP("file", "f", "", "a configuration or a Compose file")
 	cmd.Args = func(_ *cobra.Command, args []string) error {
@@ -68,8 +68,9 @@ socket for a container. Exit code 1 where labels are wrong.`,
 // checker is how the command was called.
 type checker struct {
 	*env
-	conf configFlag
-	out  *format
+	conf     configFlag
+	programs *string
+	out      *format
 }
 
 func (c checker) container(ctx context.Context, name string) error {
@@ -101,7 +102,7 @@ func (c checker) labels(given []string) error {
 
 // show answers for one container.
 func (c checker) show(box docker.Container, conf config.Config) error {
-	r := report{Schema: 1, judgement: judge(box, conf)}
+	r := report{Schema: 1, judgement: judge(box, conf, *c.programs)}
 	return c.say(r, r.table(c.env), r.Valid)
 }
 
@@ -133,12 +134,12 @@ func givenLabels(given []string) (map[string]string, error) {
 }
 
 // standsInTheWay says what keeps a container from being held to any policy.
-func standsInTheWay(c docker.Container) []string {
+func standsInTheWay(c docker.Container, stack policy.Stack) []string {
 	var out []string
 	for _, i := range agent.Obstacles(c) {
 		out = append(out, i.Error)
 	}
-	if why := agent.Loophole(c); why != "" {
+	if why := agent.Loophole(c, stack); why != "" {
 		out = append(out, why)
 	}
 	return out
@@ -183,13 +184,17 @@ type errorReport struct {
 	at    *yamltree.Error // where File is not ""
 }
 
-// judge makes of a container's labels and the configuration what the agent makes of them.
-func judge(c docker.Container, conf config.Config) judgement {
+// judge makes of a container's labels, the configuration and the operator's programs what the agent makes of them.
+func judge(c docker.Container, conf config.Config, programs string) judgement {
 	stack, asks, warnings, err := agent.Stack(c, conf)
-	j := judgeStack(stack, err)
+	warning, programErr := checkProgram(programs, agent.Program(stack), c.ID != "")
+	j := judgeStack(stack, errors.Join(err, programErr))
+	if warning != "" {
+		warnings = append(warnings, warning)
+	}
 	j.Warnings = append(j.Warnings, warnings...)
 	if asks {
-		j.Warnings = append(j.Warnings, standsInTheWay(c)...)
+		j.Warnings = append(j.Warnings, standsInTheWay(c, stack)...)
 	}
 	_, switched := c.Labels["xdp.enable"]
 	switch {
@@ -229,9 +234,12 @@ func judgeStack(stack policy.Stack, err error) judgement {
 // sentences say what this version makes of s, with what it sends judged at hook.
 func sentences(s policy.Stack, hook policy.Hook) []string {
 	out := s.Sentences()
-	switch hook {
-	case policy.HookAuto:
-	case policy.HookTCX:
+	program := agent.Program(s)
+	switch {
+	case program != "":
+		out = append(out, programSentence(program, hook))
+	case hook == policy.HookAuto:
+	case hook == policy.HookTCX:
 		out = append(out, "What it sends is judged at tc ingress.")
 	default:
 		out = append(out, "What it sends is judged by "+hook.String()+" XDP.")

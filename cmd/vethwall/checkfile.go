@@ -50,9 +50,9 @@ func (c checker) file(path string) error {
 		r.refuse(err)
 	case compose.Is(root):
 		r.Kind = "compose"
-		r.compose(root, c.getenv, path)
+		r.compose(root, c.getenv, path, *c.programs)
 	default:
-		r.configuration(root, path)
+		r.configuration(root, path, *c.programs)
 	}
 	r.Valid = len(r.Errors) == 0 && !slices.ContainsFunc(r.Parts, func(p partReport) bool { return !p.Valid })
 	return c.say(r, r.table(c.env), r.Valid)
@@ -78,7 +78,7 @@ func (r *fileReport) refuse(err error) {
 	}
 }
 
-func (r *fileReport) configuration(root *yamltree.Node, path string) {
+func (r *fileReport) configuration(root *yamltree.Node, path, programs string) {
 	conf, err := config.FromTree(root)
 	if err == nil {
 		err = agent.Usable(conf)
@@ -102,6 +102,9 @@ func (r *fileReport) configuration(root *yamltree.Node, path string) {
 		stack := policy.Stack{{Origin: origin, Policy: *p}}
 		j := judgeStack(stack, nil)
 		j.Sentences, j.Warnings = sentences(stack, p.Hook), append(j.Warnings, policy.Warnings(*p)...)
+		if warning, _ := checkProgram(programs, p.Program, false); warning != "" {
+			j.Warnings = append(j.Warnings, warning)
+		}
 		r.Parts = append(r.Parts, partReport{name, line, j})
 	}
 	if conf.Floor != nil {
@@ -141,14 +144,14 @@ func addresses[T fmt.Stringer](list []T) string {
 	return strings.Join(out, ", ")
 }
 
-func (r *fileReport) compose(root *yamltree.Node, getenv func(string) string, path string) {
+func (r *fileReport) compose(root *yamltree.Node, getenv func(string) string, path, programs string) {
 	services, err := compose.Read(root, getenv)
 	if err != nil {
 		r.refuse(err)
 	}
 	r.Warnings = append(r.Warnings, overrides(path)...)
 	for _, s := range services {
-		r.Parts = append(r.Parts, partReport{"service " + s.Name, s.Line, judgeService(s)})
+		r.Parts = append(r.Parts, partReport{"service " + s.Name, s.Line, judgeService(s, programs)})
 	}
 }
 
@@ -167,13 +170,13 @@ func overrides(path string) (out []string) {
 }
 
 // judgeService makes of a service's labels what an agent without a configuration makes of them.
-func judgeService(s compose.Service) judgement {
+func judgeService(s compose.Service, programs string) judgement {
 	labels, image := compose.Map(s.Labels), compose.Map(s.Image)
 	c := docker.Container{Labels: maps.Clone(image), ImageLabels: image, ImageKnown: true, Privileged: s.Privileged, CapAdd: s.CapAdd}
 	maps.Copy(c.Labels, labels)
 	// network_mode: service:web is what Docker is told as container:ID.
 	c.NetworkMode = strings.Replace(s.NetworkMode, "service:", "container:", 1)
-	j := judge(c, config.Config{})
+	j := judge(c, config.Config{}, programs)
 	for i, e := range j.Errors {
 		if at := placeOf(slices.Concat(s.Image, s.Labels), e); at != nil {
 			placed := reportError(at)

@@ -16,6 +16,7 @@ func TestClosed(t *testing.T) {
 	v := enginetest.Own(t).Install()
 	image := v.Image()
 	network, tr := twoSinks(t, v, image)
+	putPrograms(t, v)
 	v.StartAgent()
 
 	for _, tc := range []struct {
@@ -25,7 +26,11 @@ func TestClosed(t *testing.T) {
 	}{
 		{"wrong value", "xdp.drop=tcp,upd", []string{`xdp.drop="tcp,upd"`, "at 4", "expected"}},
 		{"wrong key", "xdp.drp=udp", []string{"xdp.drp", "unknown key", "xdp.drop"}},
-		{"program", "xdp.program=x.o", []string{"xdp.program", "understood, but this version cannot enforce it"}},
+		{"no program", "xdp.program=x.o", []string{"xdp.program=x.o", "no file x.o in " + v.Programs}},
+		{"program that others may write", "xdp.program=open.o", []string{"xdp.program=open.o", "can be written by others"}},
+		{"program that is too large", "xdp.program=large.o", []string{"xdp.program=large.o", "larger than"}},
+		{"program that is none", "xdp.program=none.o", []string{"xdp.program=none.o", "is it an object"}},
+		{"program that the kernel refuses", "xdp.program=refused.o", []string{"xdp.program=refused.o", "the kernel refuses the program"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			c := v.With(t).Start(image, "q-"+strings.ReplaceAll(tc.name, " ", "-"), labelled(network, tc.label, "xdp.drop.fine=icmp"))

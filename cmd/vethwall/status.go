@@ -243,6 +243,9 @@ func hooks(hs []xdp.Hook) string {
 		if h.ByHand != "" {
 			text += " (by hand: " + clean(h.ByHand) + ")"
 		}
+		if h.Program != "" {
+			text += " (" + clean(h.Program) + ")"
+		}
 		if !slices.Contains(out, text) {
 			out = append(out, text)
 		}

@@ -31,6 +31,8 @@ type Options struct {
 	// read it when it has not changed, too; nil is never.
 	Config string
 	Again  <-chan os.Signal
+	// Programs is the directory of the operator's objects; there need not be one.
+	Programs string
 	// Connect opens the engine's API; nil for docker.Connect.
 	Connect func(context.Context) (Engine, error)
 	// Ready is called once, after the first look at everything.
@@ -135,6 +137,7 @@ type container struct {
 	late     map[int]uint64
 	own      ownAddresses
 	resolver resolverState
+	object   object
 }
 
 type agent struct {
@@ -146,6 +149,7 @@ type agent struct {
 	watchHost    func(ctx context.Context, ring func())
 	watchConfig  func(ctx context.Context)
 	readHost     func() (*host, error)
+	readProgram  func(name string) (xdp.Program, error)
 	detachByHand func(ifindex int) error
 	proc         string
 
@@ -172,6 +176,7 @@ func newAgent(k kernel, o Options) *agent {
 		kernel: k, log: o.Log, ready: o.Ready, connect: o.Connect, proc: hostProc,
 		veths:        func() (namespaces, error) { return xdp.ListVeths() },
 		readHost:     readHost,
+		readProgram:  func(name string) (xdp.Program, error) { return xdp.ReadProgram(o.Programs, name) },
 		watchHost:    func(ctx context.Context, ring func()) { xdp.WatchHost(ctx, o.Log, ring, func(int) {}) },
 		watchConfig:  func(context.Context) {},
 		detachByHand: func(ifindex int) error { return xdp.DetachByHand(o.Dir, ifindex) },
@@ -321,9 +326,10 @@ func (a *agent) enforce(c *container, veths namespaces) {
 		a.forget(c)
 		return
 	}
+	a.readObject(c)
 	r := Record{
-		ID: c.ID, Name: c.Name, Policy: c.want.policy, Error: c.want.problem, Warnings: c.want.warnings,
-		Holds: c.want.holds, Loophole: c.want.loophole,
+		ID: c.ID, Name: c.Name, Policy: c.want.policy, Error: c.problem(), Warnings: c.want.warnings,
+		Holds: c.want.holds, Loophole: c.want.loophole, Program: c.want.program,
 	}
 	if c.want.tables != nil {
 		r.Rules, r.Receives = c.want.tables.Rules, c.want.tables.Receives
@@ -403,8 +409,8 @@ func (a *agent) interfaces(c *container, veths namespaces) (out []Interface, kno
 		switch {
 		case c.want.waits && filtered:
 			i, err = before, nil // stays in force
-		case c.want.tables == nil:
-			err = a.shut(&i, c.want.problem)
+		case c.problem() != "":
+			err = a.shut(&i, c.problem())
 		default:
 			err = a.attach(c, &i, indexes(found))
 		}
@@ -472,9 +478,12 @@ func indexes(veths []xdp.Veth) (out []int) {
 // attach puts the policy of c into force on i, or closes it. An error means that neither was possible.
 func (a *agent) attach(c *container, i *Interface, siblings []int) error {
 	known := slices.Contains(a.kernel.Devices(), i.Ifindex)
-	want := xdp.Want{Policy: c.want.tables, Mode: c.want.mode, BothHooks: c.want.both, Siblings: siblings}
+	want := xdp.Want{Policy: c.want.tables, Mode: c.want.mode, BothHooks: c.want.both, Program: c.object.program, Siblings: siblings}
 	if err := a.identify(c, i, &want); err != nil {
 		return a.shut(i, oneLine(err))
+	}
+	if c.want.program != "" && a.kernel.ByHand(i.Ifindex) {
+		a.log.Warn("a program by hand gives way to xdp.program", "container", c.Name, "id", short(c.ID), "veth", i.Ifname)
 	}
 	if err := a.kernel.Attach(i.Ifindex, want); err != nil {
 		return a.shut(i, oneLine(err))

@@ -36,7 +36,8 @@ type fakeKernel struct {
 	unseen     map[int]uint64 // packets sent before the filter came
 	records    map[string][]byte
 	host       *host
-	tables     map[int]*xdp.Tables       // the last that were attached
+	last       map[int]xdp.Want          // what was attached last
+	objects    map[string]xdp.Program    // the program directory
 	resolvers  map[string]resolverClosed // by path of the namespace
 	fail       map[string]error          // "attach 7", "shut 7", "save", "veths" -> error
 	calls      []string
@@ -46,7 +47,8 @@ type fakeKernel struct {
 func newFakeKernel() *fakeKernel {
 	return &fakeKernel{
 		namespaces: map[string][]xdp.Veth{}, attached: map[int]string{}, byHand: map[int]bool{}, unseen: map[int]uint64{},
-		records: map[string][]byte{}, fail: map[string]error{}, host: &host{}, tables: map[int]*xdp.Tables{}, resolvers: map[string]resolverClosed{},
+		records: map[string][]byte{}, fail: map[string]error{}, host: &host{}, last: map[int]xdp.Want{},
+		objects: map[string]xdp.Program{}, resolvers: map[string]resolverClosed{},
 	}
 }
 
@@ -75,7 +77,10 @@ func (k *fakeKernel) Attach(ifindex int, w xdp.Want) error {
 	case !k.exists(ifindex):
 		return fmt.Errorf("attach: %w", netlink.LinkNotFoundError{})
 	}
-	k.attached[ifindex], k.tables[ifindex] = "open", w.Policy
+	k.attached[ifindex], k.last[ifindex] = "open", w
+	if w.Program != (xdp.Program{}) {
+		delete(k.byHand, ifindex)
+	}
 	return nil
 }
 
@@ -139,6 +144,16 @@ func (k *fakeKernel) detachByHand(ifindex int) error {
 	defer k.mu.Unlock()
 	delete(k.byHand, ifindex)
 	return nil
+}
+
+// readProgram makes a fakeKernel the program directory too.
+func (k *fakeKernel) readProgram(name string) (xdp.Program, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if p, ok := k.objects[name]; ok {
+		return p, nil
+	}
+	return xdp.Program{}, fmt.Errorf("xdp.program=%s: no file", name)
 }
 
 func (k *fakeKernel) Sweep() error {
@@ -482,6 +497,7 @@ func fakeAgent(k *fakeKernel, o Options) *agent {
 	}
 	a.watchHost = func(ctx context.Context, _ func()) { <-ctx.Done() }
 	a.detachByHand = k.detachByHand
+	a.readProgram = k.readProgram
 	return a
 }
 

@@ -41,7 +41,7 @@ func (r *rig) groups(c docker.Container, g policy.Groups) {
 	}
 	r.kernel.mu.Lock()
 	defer r.kernel.mu.Unlock()
-	if !reflect.DeepEqual(r.kernel.tables[pidOf(c)], want) {
+	if !reflect.DeepEqual(r.kernel.last[pidOf(c)].Policy, want) {
 		r.t.Errorf("%s has not the policy of %+v", c.Name, g)
 	}
 }

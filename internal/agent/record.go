@@ -42,8 +42,9 @@ type Record struct {
 	Warnings   []string         `json:"warnings"`
 	Holds      bool             `json:"holds"`
 	Loophole   string           `json:"loophole,omitempty"`
-	Rules      [2][]xdp.Counted `json:"rules"`    // by direction and counter slot
-	Receives   bool             `json:"receives"` // what it receives is judged, too
+	Program    string           `json:"program,omitempty"` // the operator's: NAME[:SECTION]
+	Rules      [2][]xdp.Counted `json:"rules"`             // by direction and counter slot
+	Receives   bool             `json:"receives"`          // what it receives is judged, too
 	Interfaces []Interface      `json:"interfaces"`
 }
 

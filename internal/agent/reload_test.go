@@ -129,9 +129,9 @@ func TestReloadReachesGroups(t *testing.T) {
 	inTime(t, []docker.Container{c}, func(r *rig) {
 		r.engine.networks = []docker.Network{netOf("192.0.2.0/24", "192.0.2.1")}
 	}, func(r *rig) {
-		before := r.kernel.tables[10]
+		before := r.kernel.last[10].Policy
 		r.configure("host_addresses: 203.0.113.7")
-		if r.kernel.tables[10] == before {
+		if r.kernel.last[10].Policy == before {
 			t.Error("the policy has not changed")
 		}
 	})

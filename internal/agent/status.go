@@ -117,9 +117,14 @@ func interfaceStatus(r *xdp.Reader, record Record, i Interface) InterfaceStatus 
 		return s
 	}
 	s.Ifname = d.Name
-	s.Hooks = append(s.Hooks, d.Hooks...)
+	for _, h := range d.Hooks {
+		if h.Program != "" && record.Program != "" {
+			h.Program = record.Program // the name that users know it by
+		}
+		s.Hooks = append(s.Hooks, h)
+	}
 	s.count(d.Counts, record.Rules)
-	if lack := lacking(d, s.State, record.Receives || s.State == Quarantined); lack != "" {
+	if lack := lacking(d, s.State, record); lack != "" {
 		s.State = Pending
 		s.Error = lack
 		if d.Foreign != 0 {
@@ -130,15 +135,20 @@ func interfaceStatus(r *xdp.Reader, record Record, i Interface) InterfaceStatus 
 }
 
 // lacking says what the kernel lacks of what the record promises.
-func lacking(d xdp.Device, promised State, receives bool) string {
+func lacking(d xdp.Device, promised State, r Record) string {
 	judges := func(dir policy.Direction) bool {
-		return slices.ContainsFunc(d.Hooks, func(h xdp.Hook) bool { return h.ByHand == "" && h.Direction == dir.String() })
+		return slices.ContainsFunc(d.Hooks, func(h xdp.Hook) bool { return h.ByHand == "" && h.Program == "" && h.Direction == dir.String() })
 	}
+	operated := slices.ContainsFunc(d.Hooks, func(h xdp.Hook) bool { return h.Program != "" })
+	receives := r.Receives || promised == Quarantined
 	filtered := d.HasPolicy && judges(policy.Egress) && (!receives || judges(policy.Ingress))
 	switch promised {
 	case Enforced, Audit, Late, Partial:
-		if !filtered || d.Closed {
+		switch {
+		case !filtered || d.Closed:
 			return "NOT FILTERED: the filter is gone from the kernel; a running agent puts it back"
+		case r.Program != "" && !operated:
+			return "NOT FILTERED by xdp.program=" + r.Program + ": it is gone from the kernel; a running agent puts it back"
 		}
 	case Quarantined:
 		if d.Up && (!filtered || !d.Closed) {

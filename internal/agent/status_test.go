@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"slices"
 	"strings"
 	"testing"
 
@@ -25,6 +26,8 @@ func TestLacking(t *testing.T) {
 	deaf, byHand := filtered, filtered
 	deaf.Hooks = filtered.Hooks[:1]
 	byHand.Hooks = []xdp.Hook{{Direction: "egress", ByHand: "dropper"}, {Direction: "ingress"}}
+	operated := filtered
+	operated.Hooks = append(slices.Clone(filtered.Hooks), xdp.Hook{Direction: "egress", Program: "dropper"})
 	closed, down, bare, policyOnly := filtered, xdp.Device{HasPolicy: true, Closed: true}, xdp.Device{Up: true}, xdp.Device{Up: true, HasPolicy: true}
 	closed.Closed = true
 	for _, tc := range []struct {
@@ -50,7 +53,22 @@ func TestLacking(t *testing.T) {
 		{"pending", bare, Pending, false},
 		{"unsupported", bare, Unsupported, false},
 	} {
-		if got := lacking(tc.device, tc.promised, true); (got != "") != tc.lack {
+		if got := lacking(tc.device, tc.promised, Record{Receives: true}); (got != "") != tc.lack {
+			t.Errorf("%s: %q", tc.name, got)
+		}
+	}
+	for _, tc := range []struct {
+		name     string
+		device   xdp.Device
+		promised State
+		lack     string
+	}{
+		{"program and filter", operated, Enforced, ""},
+		{"no program", filtered, Enforced, "NOT FILTERED by xdp.program=udp.o"},
+		{"no program, closed", closed, Quarantined, ""},
+		{"a program in the filter's place", xdp.Device{Up: true, HasPolicy: true, Hooks: operated.Hooks[1:]}, Enforced, "NOT FILTERED: the filter"},
+	} {
+		if got := lacking(tc.device, tc.promised, Record{Receives: true, Program: "udp.o"}); !strings.HasPrefix(got, tc.lack) || tc.lack == "" && got != "" {
 			t.Errorf("%s: %q", tc.name, got)
 		}
 	}

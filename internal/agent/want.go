@@ -25,6 +25,8 @@ type want struct {
 	mode        xdp.Mode
 	// both: what it sends may get around one hook.
 	both bool
+	// program is the operator's, "" for none.
+	program string
 	// audits: some source of the policy is in audit mode.
 	audits bool
 	// antispoof: packets must carry the container's own addresses, and those in own are its own as well.
@@ -60,7 +62,7 @@ func wanted(c docker.Container, k known, conf config.Config) (want, bool) {
 	if w.resolver != (resolverClosed{}) && w.tables != nil {
 		w.warnings = append(w.warnings, "the host's resolver is on its loopback, so the engine would ask it from the host past every rule: its own at 127.0.0.11 is closed to the container, names of other containers included; allow dns, or give the container a resolver with docker run --dns ADDRESS")
 	}
-	w.both = detours(c)
+	w.both, w.program = detours(c), Program(stack)
 	for i := range stack {
 		w.audits = w.audits || stack.Audited(i)
 	}
@@ -70,7 +72,7 @@ func wanted(c docker.Container, k known, conf config.Config) (want, bool) {
 	if hook := Hook(stack, conf); hook != policy.HookAuto {
 		w.mode = xdp.Mode(hook.String())
 	}
-	if w.loophole = Loophole(c); w.loophole != "" {
+	if w.loophole = Loophole(c, stack); w.loophole != "" {
 		w.holds = false
 		w.warnings = append(w.warnings, w.loophole)
 	}
@@ -89,11 +91,15 @@ func StackText(s policy.Stack) string {
 	return strings.Join(parts, " ")
 }
 
-// Loophole says why no filter on a veth holds a container, "" where one does. With CAP_NET_ADMIN over the
-// host's user namespace it reaches the host's devices by netlink.
-func Loophole(c docker.Container) string {
-	if !c.UserNS && netAdmin(c) {
+// Loophole says why no filter on a veth holds a container with this policy, "" where one does. With CAP_NET_ADMIN over
+// the host's user namespace it reaches the host's devices by netlink. What needs two hooks is not held where a program of
+// the operator's has one of them.
+func Loophole(c docker.Container, stack policy.Stack) string {
+	switch {
+	case !c.UserNS && netAdmin(c):
 		return "the container has CAP_NET_ADMIN, so no filter on its veth holds it: it can reach the host's devices past it; start it without --privileged and --cap-add NET_ADMIN"
+	case Program(stack) != "" && detours(c):
+		return "what the container sends can get around one hook, by its CAP_NET_ADMIN or its runtime, and xdp.program takes the other from the policy; remove xdp.program"
 	}
 	return ""
 }

@@ -54,7 +54,7 @@ func TestWanted(t *testing.T) {
 		{"plain", func(*docker.Container) {}, true, "xdp.drop=udp", xdp.Auto, true, true},
 		{"native", func(c *docker.Container) { c.Labels["xdp.hook"] = "native" }, true, "xdp.drop=udp xdp.hook=native", xdp.Native, true, true},
 		{"wrong", func(c *docker.Container) { c.Labels["xdp.drop"] = "upd" }, true, "", xdp.Auto, true, false},
-		{"not enforceable yet", func(c *docker.Container) { c.Labels["xdp.program"] = "x.o" }, true, "xdp.drop=udp xdp.program=x.o", xdp.Auto, true, false},
+		{"with a program", func(c *docker.Container) { c.Labels["xdp.program"] = "x.o" }, true, "xdp.drop=udp xdp.program=x.o", xdp.Auto, true, true},
 		{"with a limit", func(c *docker.Container) { c.Labels["xdp.limit"] = "udp=1kpps" }, true, "xdp.drop=udp xdp.limit=udp=1kpps", xdp.Auto, true, true},
 		{"privileged", func(c *docker.Container) { c.Privileged = true }, true, "xdp.drop=udp", xdp.Auto, false, true},
 		{"with NET_ADMIN", func(c *docker.Container) { c.CapAdd = []string{"NET_ADMIN"} }, true, "xdp.drop=udp", xdp.Auto, false, true},

@@ -24,8 +24,9 @@ type Vethwall struct {
 	Engine *Engine
 	// Bin is the path of the program, Dir where it pins.
 	Bin, Dir string
-	// Config is the path of the agent's configuration, which says nothing at first.
-	Config string
+	// Config is the path of the agent's configuration, which says nothing at first. Programs is the directory of the
+	// operator's objects, which is empty.
+	Config, Programs string
 
 	agent *agentProcess
 }
@@ -65,12 +66,14 @@ func install(v *Vethwall) *Vethwall {
 		v.t.Fatal(err)
 	}
 	home := v.t.TempDir()
-	v.Bin, v.Config = filepath.Join(home, "vethwall"), filepath.Join(home, "etc", "config.yaml")
+	v.Bin, v.Config, v.Programs = filepath.Join(home, "vethwall"), filepath.Join(home, "etc", "config.yaml"), filepath.Join(home, "programs")
 	if err := os.WriteFile(v.Bin, content, 0o755); err != nil {
 		v.t.Fatal(err)
 	}
-	if err := os.Mkdir(filepath.Dir(v.Config), 0o755); err != nil {
-		v.t.Fatal(err)
+	for _, dir := range []string{filepath.Dir(v.Config), v.Programs} {
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			v.t.Fatal(err)
+		}
 	}
 	v.Configure("{}")
 	parent, err := os.MkdirTemp(bpffs, Prefix)
@@ -147,10 +150,12 @@ func (v *Vethwall) MustAsk(args ...string) string {
 func (v *Vethwall) withFlags(args []string) []string {
 	switch args[0] {
 	case "agent":
-		return append(slices.Clone(args), "--dir", v.Dir, "--config", v.Config)
+		return append(slices.Clone(args), "--dir", v.Dir, "--config", v.Config, "--programs", v.Programs)
 	case "status", "attach", "detach", "uninstall":
 		return append(slices.Clone(args), "--dir", v.Dir)
-	case "check", "explain":
+	case "check":
+		return append(slices.Clone(args), "--config", v.Config, "--programs", v.Programs)
+	case "explain":
 		return append(slices.Clone(args), "--config", v.Config)
 	}
 	return args

@@ -15,86 +15,6 @@ const (
 	destination6, port6 = 14 + 24, 14 + 40 + 2
 )
 
-// shuffledFlows is how many packets a shuffled run has. A power of two.
-const shuffledFlows = 4096
-
-// shuffler runs a program on packets in an order that never repeats itself. BPF_PROG_TEST_RUN with a
-// repeat count runs one packet again and again, so a program in front of the measured one writes destination and
-// port of another flow into it, and tail-calls.
-type shuffler struct {
-	flows *ebpf.Map
-}
-
-const (
-	flowSize  = 24 // destination, port in network byte order, padding
-	stateSize = 8 + shuffledFlows*flowSize
-)
-
-func newShuffler(b *testing.B) *shuffler {
-	return &shuffler{newMap(b, &ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: stateSize, MaxEntries: 1})}
-}
-
-// use makes flows, shuffledFlows of one family, the packets of every program in front.
-func (s *shuffler) use(b *testing.B, flows []flow) {
-	state := make([]byte, 8, stateSize)
-	for _, f := range flows {
-		var entry [flowSize]byte
-		copy(entry[:], f.peer.AsSlice())
-		binary.BigEndian.PutUint16(entry[16:], f.port)
-		state = append(state, entry[:]...)
-	}
-	if err := s.flows.Put(uint32(0), state); err != nil {
-		b.Fatal(err)
-	}
-}
-
-// inFrontOf returns the program that runs p on shuffled packets of one family.
-func (s *shuffler) inFrontOf(b *testing.B, p *ebpf.Program, v6 bool) *ebpf.Program {
-	call := newMap(b, &ebpf.MapSpec{Type: ebpf.ProgramArray, KeySize: 4, ValueSize: 4, MaxEntries: 1})
-	if err := call.Put(uint32(0), p); err != nil {
-		b.Fatal(err)
-	}
-	size, write := int32(port4+2), asm.Instructions{
-		asm.LoadMem(asm.R4, asm.R3, 8, asm.Word),
-		asm.StoreMem(asm.R7, destination4, asm.R4, asm.Word),
-		asm.LoadMem(asm.R4, asm.R3, 24, asm.Half),
-		asm.StoreMem(asm.R7, port4, asm.R4, asm.Half),
-	}
-	if v6 {
-		size, write = port6+2, asm.Instructions{
-			asm.LoadMem(asm.R4, asm.R3, 8, asm.DWord),
-			asm.StoreMem(asm.R7, destination6, asm.R4, asm.DWord),
-			asm.LoadMem(asm.R4, asm.R3, 16, asm.DWord),
-			asm.StoreMem(asm.R7, destination6+8, asm.R4, asm.DWord),
-			asm.LoadMem(asm.R4, asm.R3, 24, asm.Half),
-			asm.StoreMem(asm.R7, port6, asm.R4, asm.Half),
-		}
-	}
-	code := append(takeHeaders(size), asm.Instructions{
-		// The next number of Knuth's MMIX generator; its upper bits choose the flow.
-		asm.LoadMapValue(asm.R3, s.flows.FD(), 0),
-		asm.LoadMem(asm.R4, asm.R3, 0, asm.DWord),
-		asm.LoadImm(asm.R5, 6364136223846793005, asm.DWord),
-		asm.Mul.Reg(asm.R4, asm.R5),
-		asm.LoadImm(asm.R5, 1442695040888963407, asm.DWord),
-		asm.Add.Reg(asm.R4, asm.R5),
-		asm.StoreMem(asm.R3, 0, asm.R4, asm.DWord),
-		asm.RSh.Imm(asm.R4, 33),
-		asm.And.Imm(asm.R4, shuffledFlows-1),
-		asm.Mul.Imm(asm.R4, flowSize),
-		asm.Add.Reg(asm.R3, asm.R4),
-	}...)
-	code = append(append(code, write...),
-		asm.Mov.Reg(asm.R1, asm.R6),
-		asm.LoadMapPtr(asm.R2, call.FD()),
-		asm.Mov.Imm(asm.R3, 0),
-		asm.FnTailCall.Call(),
-		asm.Mov.Imm(asm.R0, xdpAborted).WithSymbol("exit"),
-		asm.Return(),
-	)
-	return newProgram(b, code)
-}
-
 const xdpAborted = 0
 
 // takeHeaders puts the context in R6 and the packet in R7, or jumps to the symbol exit where the packet is shorter than size.
@@ -147,6 +67,56 @@ func trieProgram(b *testing.B, prefixes []netip.Prefix, v6 bool) *ebpf.Program {
 		asm.Mov.Imm(asm.R0, xdpDrop),
 		asm.Return(),
 		asm.Mov.Imm(asm.R0, xdpPass).WithSymbol("exit"),
+		asm.Return(),
+	))
+}
+
+// bareProgram finds the conversation of an IPv4 packet in a hash as large as ours, with a key of the same size, reads the
+// coarse clock and counts: the least that anything that remembers conversations does. It knows those of flows.
+func bareProgram(b *testing.B, flows []flow) *ebpf.Program {
+	const keySize = 40
+	known := newMap(b, &ebpf.MapSpec{
+		Type: ebpf.Hash, KeySize: keySize, ValueSize: 24, MaxEntries: 16384, Flags: 1, // BPF_F_NO_PREALLOC
+	})
+	for _, f := range flows {
+		frame := f.frame(protoUDP)
+		key := make([]byte, keySize)
+		copy(key, frame[26:30])
+		copy(key[16:], frame[30:34])
+		copy(key[32:], frame[34:38])
+		key[36], key[37] = protoUDP, 4
+		must(b, known.Put(key, make([]byte, 24)))
+	}
+	counter := newMap(b, &ebpf.MapSpec{Type: ebpf.PerCPUArray, KeySize: 4, ValueSize: 16, MaxEntries: 1})
+	code := append(takeHeaders(38), asm.Mov.Imm(asm.R2, 0))
+	for i := range int16(keySize / 8) {
+		code = append(code, asm.StoreMem(asm.R10, -keySize+8*i, asm.R2, asm.DWord))
+	}
+	for _, w := range []struct{ from, to int16 }{{26, 0}, {30, 16}, {34, 32}} { // both addresses, both ports
+		code = append(code, asm.LoadMem(asm.R2, asm.R7, w.from, asm.Word), asm.StoreMem(asm.R10, -keySize+w.to, asm.R2, asm.Word))
+	}
+	lookUp := func(m *ebpf.Map, key int32) asm.Instructions {
+		return asm.Instructions{
+			asm.LoadMapPtr(asm.R1, m.FD()), asm.Mov.Reg(asm.R2, asm.R10), asm.Add.Imm(asm.R2, key),
+			asm.FnMapLookupElem.Call(), asm.JEq.Imm(asm.R0, 0, "exit"),
+		}
+	}
+	code = append(code, asm.StoreImm(asm.R10, -keySize+36, 4<<8|protoUDP, asm.Half))
+	code = append(code, lookUp(known, -keySize)...)
+	code = append(code,
+		asm.Mov.Reg(asm.R8, asm.R0),
+		asm.FnKtimeGetCoarseNs.Call(),
+		asm.StoreMem(asm.R8, 0, asm.R0, asm.DWord),
+		asm.StoreImm(asm.R10, -keySize-8, 0, asm.Word))
+	code = append(code, lookUp(counter, -keySize-8)...)
+	for at, n := range []int32{1, 60} { // packets, bytes
+		at := 8 * int16(at)
+		code = append(code, asm.LoadMem(asm.R2, asm.R0, at, asm.DWord), asm.Add.Imm(asm.R2, n), asm.StoreMem(asm.R0, at, asm.R2, asm.DWord))
+	}
+	return newProgram(b, append(code,
+		asm.Mov.Imm(asm.R0, xdpPass),
+		asm.Return(),
+		asm.Mov.Imm(asm.R0, xdpDrop).WithSymbol("exit"),
 		asm.Return(),
 	))
 }

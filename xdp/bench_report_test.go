@@ -4,8 +4,12 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // target is a row of the table of targets.
@@ -36,6 +40,7 @@ func publish(b *testing.B, name, raw string, sections map[string]string) {
 	page, err := os.ReadFile(path)
 	must(b, err)
 	text := string(page)
+	sections["machine"] = machine(b)
 	for section, body := range sections {
 		begin, end := "<!-- begin "+section+" -->\n", "<!-- end "+section+" -->"
 		before, rest, found := strings.Cut(text, begin)
@@ -58,4 +63,27 @@ func thousands(x float64, digits int) string {
 		whole += "." + fraction
 	}
 	return whole
+}
+
+// machine says what the figures were measured on.
+func machine(b *testing.B) string {
+	read := func(path string) string {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			return "unknown"
+		}
+		return strings.TrimSpace(string(text))
+	}
+	field := func(name string) string {
+		_, rest, _ := strings.Cut(read("/proc/cpuinfo"), name)
+		line, _, _ := strings.Cut(rest, "\n")
+		return strings.TrimLeft(line, "\t :")
+	}
+	const flaws = "/sys/devices/system/cpu/vulnerabilities/"
+	var uname unix.Utsname
+	must(b, unix.Uname(&uname))
+	return fmt.Sprintf("%s (family %s, model %s), %d cores; Linux %s; `bpf_jit_enable=%s`, `bpf_jit_harden=%s`; spectre_v2: %s; spec_rstack_overflow: %s. Measured on %s.\n",
+		field("model name"), field("cpu family"), field("\nmodel\t"), runtime.NumCPU(), unix.ByteSliceToString(uname.Release[:]),
+		read("/proc/sys/net/core/bpf_jit_enable"), read("/proc/sys/net/core/bpf_jit_harden"),
+		read(flaws+"spectre_v2"), read(flaws+"spec_rstack_overflow"), time.Now().Format("2 January 2006"))
 }

@@ -61,8 +61,10 @@ var sizes = []int{1, 10, 100, 1000, 10000}
 // drawer draws the same workload from the same seed.
 type drawer struct{ *rand.Rand }
 
-func draw(kind string, n int) workload {
-	d := drawer{rand.New(rand.NewPCG(2, uint64(n)))}
+func draw(kind string, n int) workload { return drawSeeded(2, kind, n) }
+
+func drawSeeded(seed uint64, kind string, n int) workload {
+	d := drawer{rand.New(rand.NewPCG(seed, uint64(n)))}
 	for _, k := range kinds {
 		if k.name == kind {
 			return k.draw(d, n)

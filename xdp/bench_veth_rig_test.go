@@ -2,6 +2,7 @@ package xdp
 
 import (
 	"bytes"
+	"net"
 	"os"
 	"os/exec"
 	"runtime"
@@ -30,11 +31,12 @@ const (
 type bridgeRig struct {
 	b                    *testing.B
 	host, client, server netns.NsHandle
-	ports                []int    // host ends of client and server
-	portNames            []string // of the same
-	dir                  string   // for our pins
-	sink                 int      // the socket of the host that floods are for
-	wall                 wall     // in force
+	ports                []int              // host ends of client and server
+	portNames            []string           // of the same
+	macs                 []net.HardwareAddr // of the containers' ends
+	dir                  string             // for our pins
+	sink                 int                // the socket of the host that floods are for
+	wall                 wall               // in force
 	undo                 []func()
 }
 
@@ -96,6 +98,7 @@ func (r *bridgeRig) wire() {
 			r.address("eth0", []string{rigClient, rigServer}[i]+"/24")
 			eth0, err := netlink.LinkByName("eth0")
 			must(r.b, err)
+			r.macs = append(r.macs, eth0.Attrs().HardwareAddr)
 			must(r.b, netlink.RouteAdd(&netlink.Route{LinkIndex: eth0.Attrs().Index, Gw: addr4(rigHost)}))
 		})
 	}

@@ -11,6 +11,7 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/link"
+	"go4.org/netipx"
 )
 
 // wall is a filter that can stand on a bridgeRig, in front of both containers.
@@ -88,11 +89,14 @@ func passWall(b *testing.B, mode Mode) func(*bridgeRig) {
 	}
 }
 
-// ours attaches t to both containers.
+// ours attaches t to both containers, which must send from their own addresses, as is the default.
 func ours(f *Filter, t *Tables, mode Mode) func(*bridgeRig) {
 	return func(r *bridgeRig) {
-		for _, port := range r.ports {
-			must(r.b, f.Attach(port, Want{Policy: t, Mode: mode}))
+		for i, port := range r.ports {
+			address := netip.MustParseAddr([]string{rigClient, rigServer}[i])
+			own, err := CompileOwn([]netipx.IPRange{netipx.IPRangeFrom(address, address)})
+			must(r.b, err)
+			must(r.b, f.Attach(port, Want{Policy: t, MAC: r.macs[i], Own: own, Mode: mode}))
 			r.atClear(func() { must(r.b, f.Detach(port)) })
 		}
 	}

@@ -143,7 +143,7 @@ func (n *network) wantUDPTo(addr string, want bool, when string) {
 }
 
 // bpffs is a directory of the test's own on the machine's bpffs.
-func bpffs(t *testing.T) string {
+func bpffs(t testing.TB) string {
 	t.Helper()
 	needPrivileges(t)
 	must(t, EnsureBPFFS("/sys/fs/bpf"))
@@ -153,7 +153,7 @@ func bpffs(t *testing.T) string {
 	return filepath.Join(dir, "vethwall")
 }
 
-func open(t *testing.T, dir string) *Filter {
+func open(t testing.TB, dir string) *Filter {
 	t.Helper()
 	f, err := Open(dir)
 	must(t, err)

@@ -47,7 +47,7 @@ func run(t *testing.T, v *enginetest.Vethwall, dir string, all []step) []string 
 	t.Helper()
 	bin := t.TempDir()
 	for name, script := range map[string]string{
-		"vethwall": `exec ` + v.Bin + ` "$@" --dir ` + v.Dir,
+		"vethwall": `case "$1" in check | explain) ;; *) set -- "$@" --dir ` + v.Dir + ` ;; esac; exec ` + v.Bin + ` "$@"`,
 		"sudo":     `exec "$@"`,
 	} {
 		if err := os.WriteFile(filepath.Join(bin, name), []byte("#!/bin/sh\n"+script+"\n"), 0o755); err != nil {
@@ -84,12 +84,12 @@ func TestArticle(t *testing.T) {
 
 // TestShown runs the examples that show what each of their commands prints.
 func TestShown(t *testing.T) {
-	for _, dir := range []string{"egress-allow-list", "published-port-only"} {
+	v := enginetest.Own(t).Install()
+	v.StartAgent()
+	for _, dir := range []string{"egress-allow-list", "published-port-only", "internet-without-lan", "ai-agent-sandbox", "rate-limit"} {
 		t.Run(dir, func(t *testing.T) {
-			v := enginetest.Own(t).Install()
 			all := composed(t, steps(t, dir+"/README.md"))
-			v.StartAgent()
-			for i, out := range run(t, v, dir, all) {
+			for i, out := range run(t, v.With(t), dir, all) {
 				if all[i].shown != "" && out != all[i].shown {
 					t.Errorf("%s\nprints\n%s\nthe README shows\n%s", all[i].commands, out, all[i].shown)
 				}

@@ -3,6 +3,7 @@
 //	app echo         answer on 7000/udp and 7000/tcp
 //	app ask HOST     ask HOST once by either way
 //	app watch HOST   ask again every second
+//	app burst HOST   ask 100 times within a second over UDP, and say whether all were answered
 package main
 
 import (
@@ -27,8 +28,10 @@ func main() {
 			ask(os.Args[2])
 			time.Sleep(time.Second)
 		}
+	case len(os.Args) == 3 && os.Args[1] == "burst":
+		burst(os.Args[2])
 	default:
-		log.Fatal("usage: app echo | app ask HOST | app watch HOST")
+		log.Fatal("usage: app echo | app ask HOST | app watch HOST | app burst HOST")
 	}
 }
 
@@ -40,6 +43,33 @@ func ask(host string) {
 			fmt.Println(network, "answer")
 		}
 	}
+}
+
+func burst(host string) {
+	const asked = 100
+	conn, err := net.Dial("udp", net.JoinHostPort(host, port))
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer func() { _ = conn.Close() }()
+	go func() {
+		for range asked {
+			_, _ = conn.Write([]byte("hello"))
+			time.Sleep(time.Second / asked)
+		}
+	}()
+	answers := 0
+	_ = conn.SetReadDeadline(time.Now().Add(3 * time.Second))
+	for ; answers < asked; answers++ {
+		if _, err := conn.Read(make([]byte, len("hello"))); err != nil {
+			break
+		}
+	}
+	how := map[int]string{0: "none", asked: "all"}[answers]
+	if how == "" {
+		how = "some"
+	}
+	fmt.Println(how, "of", asked, "answered")
 }
 
 func answered(network, host string) error {

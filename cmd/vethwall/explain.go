@@ -120,13 +120,15 @@ func (e *env) showExplanation(x policy.Explanation, dir policy.Direction, asked 
 	var err error
 	if f == jsonDoc {
 		err = e.printJSON(struct {
-			Schema   int    `json:"schema"`
-			Passes   bool   `json:"passes"`
-			Reason   string `json:"reason"`
-			Origin   string `json:"origin"`
-			Rule     string `json:"rule"`
-			Sentence string `json:"sentence"`
-		}{1, x.Reason == policy.Pass || x.Audited, x.Reason.String(), x.Origin, x.Rule, sentence})
+			Schema   int      `json:"schema"`
+			Passes   bool     `json:"passes"`
+			Reason   string   `json:"reason"`
+			Origin   string   `json:"origin"`
+			Rule     string   `json:"rule"`
+			Audited  bool     `json:"audited"`
+			Limits   []string `json:"limits"`
+			Sentence string   `json:"sentence"`
+		}{1, x.Reason == policy.Pass || x.Audited, x.Reason.String(), x.Origin, x.Rule, x.Audited, append([]string{}, x.Limits...), sentence})
 	} else {
 		_, err = fmt.Fprintln(e.stdout, sentence)
 	}

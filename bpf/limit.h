@@ -10,8 +10,11 @@
 #define RATE_AUDIT (1ULL << 62)
 #define RATE_QUIET (1ULL << 61)
 
-/* How far a bucket may be filled ahead of its rate. */
-#define BURST (SECOND / 10)
+/*
+ * How far a bucket may be filled ahead of its rate. TCP whose window was dropped waits 200 ms at least before it sends
+ * again: a bucket that holds less than that comes to half its rate.
+ */
+#define BURST (SECOND / 4)
 
 struct rates {
 	__u64 rate[MAX_LIMITS];

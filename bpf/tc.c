@@ -63,9 +63,13 @@ static __always_inline void measure(struct __sk_buff *skb, struct packet *p)
 
 	p->segments = 1;
 	p->bytes = skb->len;
-	if (!size || !p->headers || skb->len <= p->headers)
+	if (!size || skb->len <= p->headers)
 		return;
-	/* Not gso_segs, which a sender of raw frames need not set. */
+	/* What a sender of raw frames need not set, and cannot set for SCTP and tunnels, which size does not tell. */
+	if (!p->headers && skb->gso_segs) {
+		p->segments = skb->gso_segs;
+		return;
+	}
 	p->segments = (skb->len - p->headers + size - 1) / size;
 	p->bytes += (p->segments - 1) * p->headers;
 }

@@ -27,7 +27,7 @@ cp -r examples/article "$image/t/examples/"
 cp bpf/*.h "$image/t/bpf/"
 cp docs/*.md "$image/t/docs/"
 cp xdp/*.o xdp/*_test.go "$image/t/xdp/"
-# There is no nft in there to ask for a second opinion.
+# There is no nft in there to ask for a second opinion, and nothing keeps pace with a rate under emulation.
 cat >"$image/init" <<EOF
 #!/bin/busybox sh
 /bin/busybox --install -s /bin
@@ -36,7 +36,7 @@ mount -t tmpfs tmp /tmp; mount -t tmpfs run /run; mount -t bpf bpf /sys/fs/bpf
 for module in $modules; do insmod /lib/\$module.ko; done
 ifconfig lo 127.0.0.1 up
 uname -r
-cd /t/xdp && CI=1 ./xdp.test -test.v -test.run '$tests' -test.skip SecondOpinion && echo "all passed"
+cd /t/xdp && CI=1 ./xdp.test -test.v -test.run '$tests' -test.skip 'SecondOpinion|TestRates|TestLimitsTogether|TestOneWayLimit' && echo "all passed"
 poweroff -f
 EOF
 chmod +x "$image/init"

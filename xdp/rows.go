@@ -245,7 +245,7 @@ func (c *compiler) judge(rules []int, matches func(int) bool) uint32 {
 				allowed = true
 			}
 		}
-		if allowed || dropped != nil && excepted {
+		if allowed {
 			pass |= allowedBit
 		}
 		cell := uint32(0)

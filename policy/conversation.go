@@ -275,12 +275,16 @@ func (s Stack) judge(dir Direction, asked subject) Verdict {
 	return s.first(func(p Policy) Verdict { return p.judge(dir, asked) })
 }
 
-// allowsByRule reports whether an allow rule of any source matches; whether that lets it pass is another question.
+// allowsByRule reports whether a rule of any source says that something may be: one that allows it, or an exception from one
+// that drops it. Whether that lets it pass is another question.
 func (s Stack) allowsByRule(dir Direction, asked subject) bool {
 	for _, source := range s {
-		if slices.ContainsFunc(source.Policy.Rules, func(r Rule) bool {
-			return r.Verb == Allow && r.In[dir] && r.Match.holds(asked)
-		}) {
+		matches := func(verb Verb) bool {
+			return slices.ContainsFunc(source.Policy.Rules, func(r Rule) bool {
+				return r.Verb == verb && r.In[dir] && r.Match.holds(asked)
+			})
+		}
+		if matches(Allow) || matches(Drop) && matches(Except) {
 			return true
 		}
 	}

@@ -230,6 +230,10 @@ var conversationTests = []struct {
 	{"an allow rule of the other way matches the answer only", "egress.allow=443/tcp ingress.default=drop", []any{
 		say{in, got(ack), "default"}, say{out, sent(ack), "pass"},
 	}},
+	{"an exception from a drop matches it", "drop=tcp except=443/tcp", []any{
+		say{out, flags(ack, between(out, tcp, 40000, 444)), "rule"}, say{in, got(ack), "rule"}, say{out, sent(ack), "pass"}, say{in, got(ack), "pass"},
+	}},
+	{"an exception from no drop says nothing", "egress.except=443/tcp ingress.drop=40000/tcp", []any{say{out, sent(ack), "rule"}}},
 	{"it is allowed whoever opened it", "drop=25/tcp", []any{
 		say{out, sent(ack), "pass"}, say{in, flags(ack, between(in, tcp, 40001, 443)), "pass"},
 	}},

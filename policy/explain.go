@@ -16,6 +16,8 @@ type Explanation struct {
 	Origin string
 	// Rule is the label's key and match that says so, "" where it is a default.
 	Rule string
+	// Limits hold the rate of its packets, each direction by its own: key, match, rate and origin.
+	Limits []string
 }
 
 // Explain judges one conversation, opened in direction dir: m names one protocol, port or ICMP type, and one address, the
@@ -25,6 +27,26 @@ func (s Stack) Explain(dir Direction, m Match) (Explanation, error) {
 	if err != nil {
 		return Explanation{}, err
 	}
+	x := s.explain(dir, asked)
+	if x.Reason == Pass || x.Audited {
+		x.Limits = s.limitsOf(asked)
+	}
+	return x, nil
+}
+
+// limitsOf are the limits that packets of a conversation about asked count against, whichever way they go.
+func (s Stack) limitsOf(asked subject) (out []string) {
+	for _, source := range s {
+		for _, r := range source.Policy.Rules {
+			if r.Verb == Limit && r.Match.holds(asked) {
+				out = append(out, fmt.Sprintf("%s=%s (%s)", r.label(), r.Rate, source.Origin))
+			}
+		}
+	}
+	return out
+}
+
+func (s Stack) explain(dir Direction, asked subject) Explanation {
 	would := Explanation{}
 	for i, source := range s {
 		v := source.Policy.judge(dir, asked)
@@ -36,16 +58,16 @@ func (s Stack) Explain(dir Direction, m Match) (Explanation, error) {
 			x.Rule = source.Policy.Rules[v.Rule].label()
 		}
 		if !x.Audited {
-			return x, nil
+			return x
 		}
 		if would.Reason == Pass {
 			would = x
 		}
 	}
 	if would.Reason != Pass {
-		return would, nil
+		return would
 	}
-	return s.allowedBy(dir, asked), nil
+	return s.allowedBy(dir, asked)
 }
 
 // allowedBy explains a pass: by the first allow rule, or by defaults alone.
@@ -130,6 +152,9 @@ func (e Explanation) Sentence(dir Direction, asked string) string {
 		fmt.Fprintf(&out, "no rule of %s matches, and its default is drop.", e.Origin)
 	default:
 		out.WriteString("no rule matches, and the default is allow.")
+	}
+	if len(e.Limits) > 0 {
+		fmt.Fprintf(&out, " Its packets are held to %s.", strings.Join(e.Limits, " and "))
 	}
 	return out.String()
 }

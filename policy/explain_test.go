@@ -20,7 +20,7 @@ func TestExplain(t *testing.T) {
 	}
 	s := Stack{
 		{"labels", parse("xdp.egress.allow=443/tcp@192.0.2.0/24,ping,gre", "xdp.egress.drop.bad=192.0.2.66", "xdp.ingress.drop=22/tcp")},
-		{"image", parse("xdp.drop=8443/tcp")},
+		{"image", parse("xdp.drop=8443/tcp", "xdp.ingress.limit=80/tcp=100pps")},
 	}
 	for _, tc := range []struct {
 		dir    Direction
@@ -34,7 +34,8 @@ func TestExplain(t *testing.T) {
 		{Egress, "ping@2001:db8::1", Pass, "xdp.egress.allow=ping (labels)."},
 		{Egress, "gre@198.51.100.1", Pass, "xdp.egress.allow=gre (labels)."},
 		{Ingress, "22/tcp@198.51.100.1", ByRule, "towards the container 22/tcp@198.51.100.1: xdp.ingress.drop=22/tcp (labels)."},
-		{Ingress, "80/tcp@198.51.100.1", Pass, "no rule matches, and the default is allow."},
+		{Ingress, "80/tcp@198.51.100.1", Pass, "the default is allow. Its packets are held to xdp.ingress.limit=80/tcp=100pps (image)."},
+		{Ingress, "81/tcp@198.51.100.1", Pass, "no rule matches, and the default is allow."},
 		{Ingress, "8443/tcp@198.51.100.1", ByRule, "xdp.drop=8443/tcp (image)."},
 		{Egress, "443/tcp", Pass, "error: name one address"},
 		{Egress, "443/tcp@192.0.2.0/24", Pass, "error: name one address"},
@@ -58,6 +59,25 @@ func TestExplain(t *testing.T) {
 		}
 		if !strings.Contains(got, tc.want) || e.Reason != tc.reason {
 			t.Errorf("%s %s: %s, %s; want %s, %s", tc.dir, tc.match, e.Reason, got, tc.reason, tc.want)
+		}
+	}
+}
+
+func TestExplainAudit(t *testing.T) {
+	drop, _, _ := Parse(map[string]string{"xdp.drop": "udp", "xdp.mode": "audit"})
+	also, _, _ := Parse(map[string]string{"xdp.drop": "53/udp"})
+	s := Stack{{"floor", also}, {"labels", drop}}
+	for match, want := range map[string]Explanation{
+		"53/udp@192.0.2.1": {Reason: ByRule, Origin: "floor", Rule: "xdp.drop=53/udp"},
+		"54/udp@192.0.2.1": {Reason: ByRule, Audited: true, Origin: "labels", Rule: "xdp.drop=udp"},
+		"54/tcp@192.0.2.1": {},
+	} {
+		m, err := ParseMatch(match)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := s.Explain(Egress, m); err != nil || got.Reason != want.Reason || got.Audited != want.Audited || got.Origin != want.Origin || got.Rule != want.Rule {
+			t.Errorf("%s: %+v, %v; want %+v", match, got, err, want)
 		}
 	}
 }

@@ -26,7 +26,7 @@ func (r *runner) asDevice(block uint16) {
 	must(r.t, r.k.Devices.Put(uint32(loIndex), filterDevice{Ifindex: loIndex, Policy: 1, Counters: block}))
 }
 
-func dropped(port uint16) []byte {
+func udpTo(port uint16) []byte {
 	return policytest.IP("192.0.2.1", "198.51.100.2", 17, policytest.UDP(port, port))
 }
 
@@ -41,11 +41,11 @@ func TestEventRate(t *testing.T) {
 	begin := time.Now()
 	for time.Since(begin) < time.Second || !sentOther {
 		r.asDevice(flood)
-		r.flood(dropped(1), 10_000)
+		r.flood(udpTo(1), 10_000)
 		sent += 10_000
 		if time.Since(begin) > 500*time.Millisecond && !sentOther {
 			r.asDevice(other)
-			r.flood(dropped(2), 1)
+			r.flood(udpTo(2), 1)
 			sentOther = true
 		}
 	}
@@ -88,7 +88,7 @@ func TestEventsOverwritten(t *testing.T) {
 	const each = 64
 	for written := uint64(0); written < size+3*each; written += each {
 		must(t, r.k.EventTimes.Put(uint32(0), filterEventTime{}))
-		r.flood(dropped(uint16(written/each)), each)
+		r.flood(udpTo(uint16(written/each)), each)
 		events, n, err := steady.Events(next)
 		must(t, err)
 		for _, e := range events {
@@ -128,7 +128,7 @@ func TestEventsAreWhole(t *testing.T) {
 	var writers sync.WaitGroup
 	for port := uint16(1); port <= 3; port++ {
 		writers.Go(func() {
-			frame := append(dropped(port), make([]byte, port)...)
+			frame := append(udpTo(port), make([]byte, port)...)
 			for !done.Load() {
 				_ = r.k.EventTimes.Put(uint32(0), filterEventTime{})
 				_, _ = r.k.VethwallReceived.Run(&ebpf.RunOptions{Data: frame, Repeat: 64})

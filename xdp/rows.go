@@ -245,7 +245,7 @@ func (c *compiler) judge(rules []int, matches func(int) bool) uint32 {
 				allowed = true
 			}
 		}
-		if allowed {
+		if allowed || dropped != nil && excepted {
 			pass |= allowedBit
 		}
 		cell := uint32(0)

@@ -88,6 +88,23 @@ func (s *states) outer() map[string]*ebpf.Map {
 	return map[string]*ebpf.Map{"unanswered": s.objs.Unanswered, "answered": s.objs.Answered, "fragments": s.objs.Fragments}
 }
 
+// unansweredShare is how many answered conversations there may be to one that is not, as MAX_ANSWERED and MAX_UNANSWERED of
+// bpf/maps.h have it.
+const unansweredShare = 4
+
+// Bound sets how many answered conversations a container may have whose tables are given out from here on. A map in a
+// map need not have as many entries as the one that the program was loaded with.
+func (f *Filter) Bound(answered int) error {
+	s := f.maps.states
+	if s.inner["answered"].MaxEntries == uint32(answered) {
+		return nil
+	}
+	s.inner["answered"].MaxEntries = uint32(answered)
+	s.inner["unanswered"].MaxEntries = uint32(answered / unansweredShare)
+	s.ready = nil
+	return s.refill()
+}
+
 // refill makes tables ready, and empties those that nobody uses any more by replacing them.
 func (s *states) refill() error {
 	waiting := map[uint32]bool{}

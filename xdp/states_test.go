@@ -5,6 +5,9 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
+
+	"github.com/vethwall/vethwall/policy"
+	"github.com/vethwall/vethwall/policy/policytest"
 )
 
 // TestExpire checks that a sweep forgets what has been idle for too long, and nothing else.
@@ -50,6 +53,63 @@ func TestExpire(t *testing.T) {
 		}
 	}
 	must(t, s.sweep())
+}
+
+// TestBound checks that tables are as large as it says from then on, and that those in use stay.
+func TestBound(t *testing.T) {
+	f := open(t, bpffs(t))
+	defer f.Close()
+	s := f.maps.states
+	size := func(block uint16, outer *ebpf.Map) uint32 {
+		var table *ebpf.Map
+		must(t, outer.Lookup(s.tables.of[block], &table))
+		defer table.Close()
+		return table.MaxEntries()
+	}
+	stateful := &Tables{Stateful: true}
+	must(t, s.give(1, nil, stateful))
+	must(t, f.Bound(65536))
+	must(t, s.give(2, nil, stateful))
+	must(t, f.Bound(1024))
+	must(t, s.give(3, nil, stateful))
+	for block, want := range map[uint16]uint32{1: policy.MaxAnswered, 2: 65536, 3: 1024} {
+		if got, unanswered := size(block, f.objs.Answered), size(block, f.objs.Unanswered); got != want || unanswered != want/4 {
+			t.Errorf("block %d: %d answered and %d not, want %d", block, got, unanswered, want)
+		}
+	}
+}
+
+// TestBoundHolds gives the programs a table that is smaller than the one that they were loaded with.
+func TestBoundHolds(t *testing.T) {
+	r := newRunner(t)
+	newMemory(r)
+	spec, err := loadFilter()
+	must(t, err)
+	small := spec.Maps["answered"].InnerMap
+	small.MaxEntries = 2
+	table, err := ebpf.NewMap(small)
+	must(t, err)
+	defer table.Close()
+	must(t, r.k.Answered.Put(uint32(1), table))
+
+	p, _, err := policy.Parse(map[string]string{"xdp.egress.allow": "udp", "xdp.ingress.default": "drop"})
+	must(t, err)
+	stack := policy.Stack{{Origin: "labels", Policy: p}}
+	use(t, r, stack)
+	for port := range uint16(3) {
+		ask := policytest.IP("192.0.2.1", "198.51.100.1", 17, policytest.UDP(1000+port, 53))
+		answer := policytest.IP("198.51.100.1", "192.0.2.1", 17, policytest.UDP(53, 1000+port))
+		if v := r.run(hooks[0], stack, ask); v.Reason != policy.Pass {
+			t.Errorf("question %d: %v", port, v)
+		}
+		want := policy.Pass
+		if port == 2 {
+			want = policy.TableFull
+		}
+		if v := r.run(hooks[2], stack, answer); v.Reason != want {
+			t.Errorf("answer %d: %v, want %v", port, v, want)
+		}
+	}
 }
 
 // TestStatesAreGivenEmpty checks that a container never gets the conversations of one that has gone, and that the

@@ -35,23 +35,7 @@ socket for a container. Exit code 1 where labels are wrong.`,
 	given := cmd.Flags().StringArrayP("label", "l", nil, "a label, as docker run takes it; may be repeated, the last of equal keys counts")
 	file := cmd.Flags().StringP("file", "f", "", "a configuration or a Compose file")
 	cmd.Args = func(_ *cobra.Command, args []string) error {
-		named := 0
-		for _, is := range []bool{len(args) > 0, len(*given) > 0, cmd.Flags().Changed("file")} {
-			if is {
-				named++
-			}
-		}
-		switch {
-		case len(args) > 1:
-			return fmt.Errorf("unexpected argument %q, want one container", args[1])
-		case named == 0:
-			return errors.New("want a container, labels with -l, or a file with -f")
-		case named > 1:
-			return errors.New("want a container, labels or a file, and not more than one of these")
-		case cmd.Flags().Changed("file") && c.conf.named():
-			return errors.New("--config plays no part in the check of a file")
-		}
-		return nil
+		return c.oneThing(args, len(*given) > 0, cmd.Flags().Changed("file"))
 	}
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		switch {
@@ -65,6 +49,27 @@ socket for a container. Exit code 1 where labels are wrong.`,
 	return cmd
 }
 
+// oneThing says what is wrong with a command line that does not name just one thing to check.
+func (c checker) oneThing(args []string, labels, file bool) error {
+	named := 0
+	for _, is := range []bool{len(args) > 0, labels, file} {
+		if is {
+			named++
+		}
+	}
+	switch {
+	case len(args) > 1:
+		return fmt.Errorf("unexpected argument %q, want one container", args[1])
+	case named == 0:
+		return errors.New("want a container, labels with -l, or a file with -f")
+	case named > 1:
+		return errors.New("want a container, labels or a file, and not more than one of these")
+	case file && c.conf.named():
+		return errors.New("--config plays no part in the check of a file")
+	}
+	return nil
+}
+
 // checker is how the command was called.
 type checker struct {
 	*env
@@ -74,7 +79,7 @@ type checker struct {
 }
 
 func (c checker) container(ctx context.Context, name string) error {
-	conf, err := c.readConfig(c.conf)
+	conf, err := c.readConfig(c.conf, false)
 	if err != nil {
 		return err
 	}
@@ -91,11 +96,9 @@ func (c checker) labels(given []string) error {
 	if err != nil {
 		return usageError(c.conf.cmd, err)
 	}
-	var conf config.Config
-	if c.conf.named() {
-		if conf, err = c.readConfig(c.conf); err != nil {
-			return err
-		}
+	conf, err := c.readConfig(c.conf, true)
+	if err != nil {
+		return err
 	}
 	return c.show(docker.Container{Labels: labels, ImageKnown: true}, conf)
 }

@@ -131,6 +131,9 @@ func (r *fileReport) settings(conf config.Config) {
 	if conf.Hook != policy.HookAuto {
 		r.Sentences = append(r.Sentences, "The hook is "+conf.Hook.String()+" where no label names one.")
 	}
+	if conf.Conversations > 0 {
+		r.Sentences = append(r.Sentences, fmt.Sprintf("Of a container that starts from now on %d answered conversations are remembered, and %d that are not.", conf.Conversations, conf.Conversations/4))
+	}
 	if len(r.Parts) == 0 {
 		r.Sentences = append(r.Sentences, "Labels alone decide what holds for a container.")
 	}

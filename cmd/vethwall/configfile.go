@@ -35,8 +35,12 @@ func (f configFlag) there() error {
 	return nil
 }
 
-// readConfig is the configuration that an agent would have. Mistakes in it have been shown when it returns.
-func (e *env) readConfig(f configFlag) (config.Config, error) {
+// readConfig is the configuration that an agent would have; for labels that are given by hand it counts only where the
+// user names it. Mistakes in it have been shown when it returns.
+func (e *env) readConfig(f configFlag, byHand bool) (config.Config, error) {
+	if byHand && !f.named() {
+		return config.Config{}, nil
+	}
 	if err := f.there(); err != nil {
 		return config.Config{}, err
 	}

@@ -42,18 +42,11 @@ addresses only a host knows hold nobody.`,
 		if err != nil {
 			return usageError(cmd, err)
 		}
-		var conf config.Config
-		if len(*given) == 0 || file.named() {
-			if conf, err = e.readConfig(file); err != nil {
-				return err
-			}
+		conf, err := e.readConfig(file, len(*given) > 0)
+		if err != nil {
+			return err
 		}
-		var stack policy.Stack
-		if len(*given) > 0 {
-			stack, err = givenStack(*given, conf)
-		} else {
-			stack, err = containerStack(cmd.Context(), args[0], conf)
-		}
+		stack, err := stackOf(cmd.Context(), args[0], *given, conf)
 		if err != nil {
 			return err
 		}
@@ -73,6 +66,14 @@ func direction(s string) (policy.Direction, error) {
 		}
 	}
 	return 0, fmt.Errorf("%q is no direction, want egress or ingress", s)
+}
+
+// stackOf is that of the labels that are given, else of the container.
+func stackOf(ctx context.Context, container string, given []string, conf config.Config) (policy.Stack, error) {
+	if len(given) > 0 {
+		return givenStack(given, conf)
+	}
+	return containerStack(ctx, container, conf)
 }
 
 // givenStack is what labels make where there is no host to tell what groups hold.
@@ -120,13 +121,15 @@ func (e *env) showExplanation(x policy.Explanation, dir policy.Direction, asked 
 	var err error
 	if f == jsonDoc {
 		err = e.printJSON(struct {
-			Schema   int    `json:"schema"`
-			Passes   bool   `json:"passes"`
-			Reason   string `json:"reason"`
-			Origin   string `json:"origin"`
-			Rule     string `json:"rule"`
-			Sentence string `json:"sentence"`
-		}{1, x.Reason == policy.Pass || x.Audited, x.Reason.String(), x.Origin, x.Rule, sentence})
+			Schema   int      `json:"schema"`
+			Passes   bool     `json:"passes"`
+			Reason   string   `json:"reason"`
+			Origin   string   `json:"origin"`
+			Rule     string   `json:"rule"`
+			Audited  bool     `json:"audited"`
+			Limits   []string `json:"limits"`
+			Sentence string   `json:"sentence"`
+		}{1, x.Reason == policy.Pass || x.Audited, x.Reason.String(), x.Origin, x.Rule, x.Audited, append([]string{}, x.Limits...), sentence})
 	} else {
 		_, err = fmt.Fprintln(e.stdout, sentence)
 	}

@@ -57,6 +57,7 @@ type kernel interface {
 	CloseResolver(path string, ifindex int, udp, tcp bool) error
 	Devices() []int
 	ByHand(ifindex int) bool
+	Bound(answered int) error
 	Sweep() error
 	Retire() error
 	Records() (map[string][]byte, error)
@@ -98,6 +99,7 @@ func Run(ctx context.Context, o Options) error {
 	defer filter.Close()
 	a := newAgent(filter, o)
 	a.around.conf = conf
+	a.bound(conf)
 	a.watchConfig = func(ctx context.Context) { file.follow(ctx, o.Again, func() { a.reload(file) }) }
 	a.run(ctx, first)
 	return nil

@@ -156,6 +156,12 @@ func (k *fakeKernel) readProgram(name string) (xdp.Program, error) {
 	return xdp.Program{}, fmt.Errorf("xdp.program=%s: no file", name)
 }
 
+func (k *fakeKernel) Bound(answered int) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.call("bound %d", answered)
+}
+
 func (k *fakeKernel) Sweep() error {
 	k.mu.Lock()
 	defer k.mu.Unlock()

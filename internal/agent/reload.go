@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -127,6 +128,7 @@ func rest(ctx context.Context, events <-chan fsnotify.Event) {
 // configure puts a new configuration into force: every container's policy is made anew.
 func (a *agent) configure(conf config.Config) {
 	a.around.conf = conf
+	a.bound(conf)
 	for _, c := range a.containers {
 		if c.inspected {
 			c.known = a.around.of(c.Container)
@@ -136,6 +138,13 @@ func (a *agent) configure(conf config.Config) {
 	a.everythingDirty()
 	a.relist() // for those that nothing concerned so far
 	a.log.Info("the configuration has been read again and is in force", "floor", conf.Floor != nil, "policies", len(conf.Policies))
+}
+
+// bound makes the tables of conversations that are given out from now on as large as the configuration says.
+func (a *agent) bound(conf config.Config) {
+	if err := a.kernel.Bound(cmp.Or(conf.Conversations, policy.MaxAnswered)); err != nil {
+		a.log.Warn("no tables of conversations are ready; trying again when one is needed", "error", err)
+	}
 }
 
 // reload looks at the file, and hands a configuration that is right to the loop.

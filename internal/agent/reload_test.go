@@ -130,9 +130,13 @@ func TestReloadReachesGroups(t *testing.T) {
 		r.engine.networks = []docker.Network{netOf("192.0.2.0/24", "192.0.2.1")}
 	}, func(r *rig) {
 		before := r.kernel.last[10].Policy
-		r.configure("host_addresses: 203.0.113.7")
+		r.configure("host_addresses: 203.0.113.7\nconversations: 4096")
 		if r.kernel.last[10].Policy == before {
 			t.Error("the policy has not changed")
+		}
+		r.configure("{}")
+		if n, back := r.kernel.count("bound 4096"), r.kernel.count("bound 16384"); n != 1 || back != 1 {
+			t.Errorf("bounded %d times, and %d times as without a configuration", n, back)
 		}
 	})
 }
@@ -148,7 +152,7 @@ type writer struct {
 // newWriter follows a file that is not there yet.
 func newWriter(t *testing.T, path string, again chan os.Signal) *writer {
 	w := &writer{t, path, &lockedBuffer{}, make(chan string, 10)}
-	a := &agent{log: slog.New(slog.NewTextHandler(w.log, nil)), news: make(chan func(), 10), ended: make(chan struct{})}
+	a := &agent{kernel: newFakeKernel(), log: slog.New(slog.NewTextHandler(w.log, nil)), news: make(chan func(), 10), ended: make(chan struct{})}
 	f := &configFile{path: path}
 	if _, _, err := f.look(); !errors.Is(err, os.ErrNotExist) {
 		t.Fatal(err)

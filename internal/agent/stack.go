@@ -54,7 +54,17 @@ func Stack(c docker.Container, conf config.Config) (stack policy.Stack, asks boo
 	if err := errors.Join(err, bounded(run, img, stack)); err != nil {
 		return nil, true, warnings, err
 	}
+	if c.Published && slices.ContainsFunc(stack, namesOpeners) {
+		warnings = append(warnings, "a rule says who may open connections to the container, and a port of it is published: who comes by docker-proxy, from this host or over IPv6 to a network without it, comes from the network's gateway, which is host and not who he is")
+	}
 	return stack, len(stack) > 0, warnings, nil
+}
+
+// namesOpeners reports whether a rule of s judges by who opens conversations towards the container.
+func namesOpeners(s policy.Source) bool {
+	return slices.ContainsFunc(s.Policy.Rules, func(r policy.Rule) bool {
+		return r.In[policy.Ingress] && r.Verb != policy.Limit && !r.Match.Peers.Any()
+	})
 }
 
 // configured are the sources that the configuration has for c, whose labels of docker run are run. replace says that

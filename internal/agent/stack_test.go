@@ -3,6 +3,7 @@ package agent
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -126,6 +127,21 @@ func TestStackBounds(t *testing.T) {
 		stack, asks, _, err := Stack(docker.Container{Labels: run, ImageLabels: image, ImageKnown: true}, config.Config{})
 		if !asks || (err != nil) != (tc.want != "") || err != nil && (len(stack) > 0 || !strings.Contains(err.Error(), tc.want)) {
 			t.Errorf("%s: %d sources, asks %t, %v", tc.name, len(stack), asks, err)
+		}
+	}
+}
+
+func TestWarningOfPublishedPorts(t *testing.T) {
+	for label, warns := range map[string]bool{
+		"xdp.ingress.allow=443/tcp@192.0.2.0/24": true, "xdp.drop=private": true, "xdp.ingress.allow=443/tcp": false, "xdp.egress.drop=private": false,
+	} {
+		c := box(1, true, label)
+		for _, c.Published = range []bool{false, true} {
+			_, _, warnings, err := Stack(c, config.Config{})
+			got := slices.ContainsFunc(warnings, func(w string) bool { return strings.Contains(w, "docker-proxy") })
+			if err != nil || got != (warns && c.Published) {
+				t.Errorf("%s, published %t: %q, %v", label, c.Published, warnings, err)
+			}
 		}
 	}
 }

@@ -27,6 +27,9 @@ type Config struct {
 	HostAddresses []netip.Addr
 	// Hook is for containers of which no source names one.
 	Hook policy.Hook
+	// Conversations bounds what is remembered of a container: so many answered ones, and a quarter of it that are not.
+	// 0 is policy.MaxAnswered.
+	Conversations int
 	// Floor holds for every container, nil where there is none.
 	Floor    *policy.Policy
 	Policies []Policy

@@ -21,6 +21,7 @@ func TestParse(t *testing.T) {
 dns: [192.0.2.53, "2001:db8::53"]
 host_addresses: ::ffff:203.0.113.7
 hook: tcx
+conversations: 65536
 floor: {xdp.drop: metadata}
 policies:
   - pick: {name: "web-*", image: nginx, label: tier=front, project: shop, service: web}
@@ -47,17 +48,18 @@ policies:
 		DNS:           []netip.Addr{netip.MustParseAddr("192.0.2.53"), netip.MustParseAddr("2001:db8::53")},
 		HostAddresses: []netip.Addr{netip.MustParseAddr("203.0.113.7")},
 		Hook:          policy.HookTCX,
+		Conversations: 65536,
 		Floor:         parse(map[string]string{"xdp.drop": "metadata"}),
 		Policies: []Policy{
-			{Pick: Pick{"web-*", "nginx", "tier=front", "shop", "web"}, Replace: true, Line: 7,
+			{Pick: Pick{"web-*", "nginx", "tier=front", "shop", "web"}, Replace: true, Line: 8,
 				Labels: parse(map[string]string{"xdp.egress.allow": "5432/tcp@neighbors,dns", "xdp.drop.mail": "25/tcp,465/tcp"})},
-			{Pick: Pick{Name: "db"}, Line: 14},
+			{Pick: Pick{Name: "db"}, Line: 15},
 		},
 	}
 	if diff := cmp.Diff(want, c, cmp.Comparer(func(a, b netip.Addr) bool { return a == b }), cmp.Comparer(func(a, b policy.Policy) bool { return a.Text() == b.Text() })); diff != "" {
 		t.Error(diff)
 	}
-	if got := c.Policies[0].String(); got != "the one in line 7, for {name: web-*, image: nginx, label: tier=front, project: shop, service: web}" {
+	if got := c.Policies[0].String(); got != "the one in line 8, for {name: web-*, image: nginx, label: tier=front, project: shop, service: web}" {
 		t.Error(got)
 	}
 	for _, empty := range []string{"", "# nothing\n", "---\n"} {
@@ -70,9 +72,9 @@ policies:
 func TestMistakes(t *testing.T) {
 	const policies = "policies:\n  - "
 	for _, tc := range []struct{ yaml, want string }{
-		{"flor: {}\n", "f:1:1: an unknown key, expected dns, host_addresses, hook, floor, policies; write floor"},
-		{"policy: []\n", "f:1:1: an unknown key, expected dns, host_addresses, hook, floor, policies; write policies"},
-		{"xdp.drop: udp\n", "f:1:1: an unknown key, expected dns, host_addresses, hook, floor, policies; labels stand under floor, or under labels of a policy"},
+		{"flor: {}\n", "f:1:1: an unknown key, expected dns, host_addresses, hook, conversations, floor, policies; write floor"},
+		{"policy: []\n", "f:1:1: an unknown key, expected dns, host_addresses, hook, conversations, floor, policies; write policies"},
+		{"xdp.drop: udp\n", "f:1:1: an unknown key, expected dns, host_addresses, hook, conversations, floor, policies; labels stand under floor, or under labels of a policy"},
 		{"- a\n", "f:1:1: a list, expected a mapping"},
 		{"dns: [192.0.2.300, 192.0.2.0/24, fe80::1%eth0, 224.0.0.1, [a], 0.0.0.0]\n", `f:1:7: no address, expected an IPv4 or IPv6 address without port and zone, such as 192.0.2.53
 f:1:20: a CIDR, expected one address
@@ -83,6 +85,8 @@ f:1:64: an address that nobody has, expected an address of one machine`},
 		{"dns:\n", "f:1:5: nothing, expected a list of addresses"},
 		{"hook: xpd\n", `f:1:7: "xpd" is unknown, expected auto, generic, native or tcx`},
 		{"hook: ''\n", "f:1:7: an empty value, expected something, or no such key"},
+		{"conversations: 1000\n", "f:1:16: no number of conversations, expected a whole number from 1024 to 1048576"},
+		{"conversations: 0x4000\n", "f:1:16: no number of conversations, expected a whole number from 1024 to 1048576"},
 		{"floor: {}\n", "f:1:8: no labels, expected labels, such as xdp.drop: udp; xdp.enable: false says that there are none on purpose"},
 		{"floor: udp\n", "f:1:8: a single value, expected a mapping"},
 		{"floor:\n  xdp.drop: tcp, 443\n", "f:2:18: a bare port, expected a protocol beside it; write 443/tcp (or tcp/443), 443/udp"},

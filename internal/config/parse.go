@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"path"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/vethwall/vethwall/internal/yamltree"
@@ -31,6 +32,7 @@ func FromTree(root *yamltree.Node) (Config, error) {
 			{"dns", func(n *yamltree.Node) { c.DNS = in.addresses(n) }},
 			{"host_addresses", func(n *yamltree.Node) { c.HostAddresses = in.addresses(n) }},
 			{"hook", func(n *yamltree.Node) { c.Hook = in.hook(n) }},
+			{"conversations", func(n *yamltree.Node) { c.Conversations = in.conversations(n) }},
 			{"floor", func(n *yamltree.Node) { c.Floor = in.labels(n) }},
 			{"policies", func(n *yamltree.Node) { c.Policies = in.policies(n) }},
 		})
@@ -137,6 +139,17 @@ func (in *decoder) hook(n *yamltree.Node) policy.Hook {
 		in.fail(WrongLabel(n, n, labelErrors(err)[0]))
 	}
 	return p.Hook
+}
+
+// The kernel gives each processor some entries of the table of unanswered ones for its own; much fewer would be none.
+const minConversations, maxConversations = 1 << 10, 1 << 20
+
+func (in *decoder) conversations(n *yamltree.Node) int {
+	value, err := strconv.Atoi(in.text(n))
+	if n.Text != "" && (err != nil || value < minConversations || value > maxConversations) {
+		in.fail(n.Wrong("no number of conversations", fmt.Sprintf("a whole number from %d to %d", minConversations, maxConversations), ""))
+	}
+	return value
 }
 
 // policies reads the list of them.

@@ -116,6 +116,9 @@ func TestNoPrivileges(t *testing.T) {
 		{"run as root: sudo vethwall uninstall", []string{"uninstall"}},
 		{"run as root", []string{"status", "--dir", dir}},
 		{"run as root", []string{"status", "web", "--dir", dir}},
+		{"run: sudo vethwall events", []string{"events", "--dir", dir}},
+		{"run: sudo vethwall events", []string{"events", "-f", "--dir", dir}},
+		{"run: sudo vethwall events", []string{"events", "web", "--dir", dir}},
 	} {
 		t.Run(tc.args[0], func(t *testing.T) {
 			code, stdout, stderr := ask(t, nobody, nil, tc.args...)
@@ -137,6 +140,14 @@ func TestNoEngine(t *testing.T) {
 	if code != 0 || !strings.Contains(stdout, "no running container") {
 		t.Errorf("status: exit code %d, %q", code, stdout)
 	}
+	code, stdout, stderr := ask(t, 0, env, "events", "--dir", dir)
+	if code != 0 || stdout != "" || !strings.Contains(stderr, "no events") {
+		t.Errorf("events: exit code %d, %q, %q", code, stdout, stderr)
+	}
+	code, stdout, stderr = ask(t, 0, env, "events", "-f", "web", "--dir", dir)
+	if code != 1 || stdout != "" || !strings.Contains(stderr, `no running container "web"`) {
+		t.Errorf("events of nobody: exit code %d, %q, %q", code, stdout, stderr)
+	}
 	if _, err := os.Stat(dir); !os.IsNotExist(err) {
 		t.Errorf("%s has been made: %v", dir, err)
 	}
@@ -150,7 +161,7 @@ func TestNoBPFFS(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, where := range []string{dir, filepath.Join(dir, "not", "there"), file, filepath.Join(file, "below"), "/proc/vethwall", "relative"} {
-		for _, args := range [][]string{{"agent"}, {"attach", "web", "x.o"}, {"detach", "web"}, {"status"}, {"status", "web"}, {"uninstall"}} {
+		for _, args := range [][]string{{"agent"}, {"attach", "web", "x.o"}, {"detach", "web"}, {"status"}, {"status", "web"}, {"events"}, {"events", "-f", "web"}, {"uninstall"}} {
 			code, stdout, stderr := ask(t, 0, nil, append(args, "--dir", where)...)
 			oneLine(t, "is not on a bpffs", code, stdout, stderr)
 		}

@@ -100,11 +100,16 @@ func outputFlag(cmd *cobra.Command) *format {
 
 // printJSON writes v to stdout, indented. The document means what encoding/json would have written; characters that could
 // move a terminal's cursor or turn its text round are spelled \uXXXX.
-func (e *env) printJSON(v any) error {
+func (e *env) printJSON(v any) error { return e.writeJSON(v, "  ") }
+
+// printJSONLine is printJSON on one line.
+func (e *env) printJSONLine(v any) error { return e.writeJSON(v, "") }
+
+func (e *env) writeJSON(v any, indent string) error {
 	var doc bytes.Buffer
 	enc := json.NewEncoder(&doc)
 	enc.SetEscapeHTML(false)
-	enc.SetIndent("", "  ")
+	enc.SetIndent("", indent)
 	if err := enc.Encode(v); err != nil {
 		return err
 	}

@@ -21,6 +21,7 @@ var commands = []func(*env) *cobra.Command{
 	statusCommand,
 	checkCommand,
 	explainCommand,
+	eventsCommand,
 	attachCommand,
 	detachCommand,
 	doctorCommand,

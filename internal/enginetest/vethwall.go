@@ -151,7 +151,7 @@ func (v *Vethwall) withFlags(args []string) []string {
 	switch args[0] {
 	case "agent":
 		return append(slices.Clone(args), "--dir", v.Dir, "--config", v.Config, "--programs", v.Programs)
-	case "status", "attach", "detach", "uninstall":
+	case "status", "events", "attach", "detach", "uninstall":
 		return append(slices.Clone(args), "--dir", v.Dir)
 	case "check":
 		return append(slices.Clone(args), "--config", v.Config, "--programs", v.Programs)

@@ -25,7 +25,7 @@ func TestShapes(t *testing.T) {
 	defer sink.Close()
 	to := netip.MustParseAddrPort(sink.LocalAddr().String())
 	var shapes map[string]func([]byte)
-	n.inContainer(func() { shapes = senders(t, n, to) })
+	n.inContainer(func() { shapes = senders(t, n, to, "eth0") })
 
 	for _, mode := range []Mode{Generic, Native, TCX} {
 		must(t, f.Detach(n.host.Index))
@@ -68,10 +68,12 @@ func drain(sink net.PacketConn) {
 	}
 }
 
-// senders opens a socket for each shape in this namespace.
-func senders(t *testing.T, n *network, to netip.AddrPort) map[string]func([]byte) {
+// senders opens a socket for each shape in this namespace; raw frames leave through a device.
+func senders(t *testing.T, n *network, to netip.AddrPort, device string) map[string]func([]byte) {
 	t.Helper()
 	eth0, err := netlink.LinkByName("eth0")
+	must(t, err)
+	through, err := netlink.LinkByName(device)
 	must(t, err)
 	host := mac(t, n)
 	frame := func(text []byte) []byte {
@@ -82,7 +84,7 @@ func senders(t *testing.T, n *network, to netip.AddrPort) map[string]func([]byte
 		checksum(f[14:34])
 		return f
 	}
-	addr := &unix.SockaddrLinklayer{Protocol: 0x0008, Ifindex: eth0.Attrs().Index, Halen: 6}
+	addr := &unix.SockaddrLinklayer{Protocol: 0x0008, Ifindex: through.Attrs().Index, Halen: 6}
 	copy(addr.Addr[:], host)
 	raw, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW, 0)
 	must(t, err)

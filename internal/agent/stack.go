@@ -57,7 +57,17 @@ func Stack(c docker.Container, conf config.Config) (stack policy.Stack, asks boo
 	if c.Published && slices.ContainsFunc(stack, namesOpeners) {
 		warnings = append(warnings, "a rule says who may open connections to the container, and a port of it is published: who comes by docker-proxy, from this host or over IPv6 to a network without it, comes from the network's gateway, which is host and not who he is")
 	}
-	return stack, len(stack) > 0, warnings, nil
+	return stack, len(stack) > 0, append(warnings, vain(stack)...), nil
+}
+
+// vain are the settings of lower sources that the first one decides.
+func vain(stack policy.Stack) (out []string) {
+	for _, s := range stack[min(1, len(stack)):] {
+		if s.Policy.AntispoofOff || len(s.Policy.Own) > 0 {
+			out = append(out, fmt.Sprintf("xdp.antispoof of %s has no effect: %s stands above it and decides; write it there", s.Origin, stack[0].Origin))
+		}
+	}
+	return out
 }
 
 // namesOpeners reports whether a rule of s judges by who opens conversations towards the container.

@@ -145,3 +145,15 @@ func TestWarningOfPublishedPorts(t *testing.T) {
 		}
 	}
 }
+
+func TestWarningOfVainAntispoof(t *testing.T) {
+	for _, label := range []string{"xdp.antispoof=false", "xdp.antispoof=192.0.2.0/24", "xdp.antispoof=true"} {
+		for _, conf := range []string{"", "floor: {xdp.drop: metadata}"} {
+			_, _, warnings, err := Stack(box(1, true, label), parseConfig(t, conf))
+			got := slices.ContainsFunc(warnings, func(w string) bool { return strings.Contains(w, "floor stands above it") })
+			if want := conf != "" && label != "xdp.antispoof=true"; err != nil || got != want {
+				t.Errorf("%s %s: %q, %v", conf, label, warnings, err)
+			}
+		}
+	}
+}

@@ -38,7 +38,7 @@ LDFLAGS = -s -w -X main.version=$(VERSION)
 PREFIX ?= /usr/local
 
 .DEFAULT_GOAL := help
-.PHONY: help build run test test-long test-kernel bench generate lint format install clean
+.PHONY: help build run test test-long test-kernel test-engine bench generate lint format install clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | while IFS="$$(printf '\t')" read -r target what; do printf '%-10s %s\n' "$$target" "$$what"; done
@@ -58,6 +58,13 @@ test: ## every test layer that this machine can run (root and a Docker engine: a
 
 test-kernel: ## packet and link tests on Debian's kernel, in a virtual machine
 	PATH="$(dir $(GO)):$$PATH" hack/kernel.sh
+
+# A Docker engine of a current generation, built from source. It does not belong into the repository.
+ENGINE ?= $(HOME)/.cache/vethwall-engine
+
+test-engine: ## the engine tests on a current Docker engine, built into ENGINE first
+	hack/engine.sh '$(ENGINE)'
+	VETHWALL_ENGINE='$(abspath $(ENGINE))' $(TEST) -timeout 20m ./internal/enginetest ./docker ./examples ./cmd/vethwall
 
 test-long: ## the same with more random cases, and for longer
 	VETHWALL_LONG=1 $(TEST) -timeout 60m ./...

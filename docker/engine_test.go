@@ -14,9 +14,11 @@ import (
 	"github.com/vethwall/vethwall/internal/enginetest"
 )
 
-// TestEngine follows one container through its life on the machine's own engine.
+// TestEngine follows one container through its life.
 func TestEngine(t *testing.T) {
-	d := enginetest.Host(t)
+	e := enginetest.Own(t)
+	t.Setenv("DOCKER_HOST", "unix://"+e.Dir+"/docker.sock")
+	d := e.Docker
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	c := connect(ctx, t)

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -33,6 +34,8 @@ type Engine struct {
 	flags      []string
 	resolvConf string // "" for the machine's
 	process    *process
+	built      string  // the directory that BuiltVar names, "" for the machine's programs
+	containerd process // the built one
 }
 
 // process is the dockerd that runs, if one does.
@@ -57,9 +60,10 @@ func OwnAsking(t testing.TB, nameserver string) *Engine {
 func own(t testing.TB, nameserver string, flags []string) *Engine {
 	t.Helper()
 	Need(t, os.Geteuid() == 0, "root")
-	for _, tool := range []string{"dockerd", "docker", "ip", "nsenter"} {
+	built := os.Getenv(BuiltVar)
+	for _, tool := range []string{filepath.Join(built, "dockerd"), "docker", "ip", "nsenter"} {
 		_, err := exec.LookPath(tool)
-		Need(t, err == nil, tool+" in PATH")
+		Need(t, err == nil, "the program "+tool)
 	}
 	name := Prefix + random()
 	dir, err := os.MkdirTemp("", Prefix)
@@ -67,8 +71,8 @@ func own(t testing.TB, nameserver string, flags []string) *Engine {
 		t.Fatal(err)
 	}
 	e := &Engine{
-		Docker: &Docker{t: t, own: true, prefix: Prefix, Env: append(os.Environ(), "DOCKER_HOST=unix://"+dir+"/docker.sock", "DOCKER_CONTEXT=")},
-		NetNS:  "/run/netns/" + name, Dir: dir, name: name, flags: flags, process: &process{},
+		Docker: &Docker{t: t, own: true, prefix: Prefix, Env: append(pathWith(built), "DOCKER_HOST=unix://"+dir+"/docker.sock", "DOCKER_CONTEXT=")},
+		NetNS:  "/run/netns/" + name, Dir: dir, name: name, flags: flags, process: &process{}, built: built,
 	}
 	t.Cleanup(e.remove)
 	for _, args := range [][]string{{"netns", "add", name}, {"-n", name, "link", "set", "lo", "up"}} {
@@ -82,6 +86,11 @@ func own(t testing.TB, nameserver string, flags []string) *Engine {
 	if nameserver != "" {
 		e.resolvConf = filepath.Join(dir, "resolv.conf")
 		if err := os.WriteFile(e.resolvConf, []byte("nameserver "+nameserver+"\n"), 0o644); err != nil { // #nosec G306 -- no secret
+			t.Fatal(err)
+		}
+	}
+	if built != "" {
+		if err := e.startContainerd(); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -135,25 +144,19 @@ func (e *Engine) up() error {
 	}
 }
 
-// spawn starts dockerd. Its containerd namespaces are its own, because a dockerd that finds the
-// machine's containerd uses that one.
+// spawn starts dockerd.
 func (e *Engine) spawn() error {
 	log, err := os.OpenFile(filepath.Join(e.Dir, "log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = log.Close() }()
-	args := append([]string{
+	args := slices.Concat([]string{
 		"dockerd",
 		"--config-file", e.Dir + "/daemon.json", "--data-root", e.Dir + "/data", "--exec-root", e.Dir + "/exec",
-		"--pidfile", e.Dir + "/pid", "--host", "unix://" + e.Dir + "/docker.sock", "--storage-driver", "vfs",
-		"--containerd-namespace", e.name, "--containerd-plugins-namespace", e.name + "-plugins",
-	}, e.flags...)
-	if e.resolvConf != "" {
-		// What it mounts from here on nobody else sees, so its containers' namespaces are found by their processes.
-		args = append([]string{"unshare", "--mount", "--propagation", "slave", "sh", "-c", `mount --bind "$0" /etc/resolv.conf && exec "$@"`, e.resolvConf}, args...)
-	}
-	cmd := e.Command(args[0], args[1:]...)
+		"--pidfile", e.Dir + "/pid", "--host", "unix://" + e.Dir + "/docker.sock",
+	}, e.runtimeFlags(), e.flags)
+	cmd := e.command(args)
 	cmd.Stdout, cmd.Stderr = log, log
 	done, err := spawn(cmd, syscall.SIGTERM) // which ends its containers, too
 	if err != nil {
@@ -161,6 +164,20 @@ func (e *Engine) spawn() error {
 	}
 	e.process.pid, e.process.done = cmd.Process.Pid, done // nsenter becomes dockerd, it does not fork
 	return nil
+}
+
+// command prepares a program of the engine's, which sees the engine's resolv.conf where it has one of its own. What it
+// mounts then nobody else sees, so that its containers' namespaces are found by their processes; dockerd and containerd
+// have to see what the other mounts.
+func (e *Engine) command(args []string) *exec.Cmd {
+	switch {
+	case e.resolvConf == "":
+	case e.containerd.pid != 0:
+		args = append([]string{"nsenter", fmt.Sprintf("--mount=/proc/%d/ns/mnt", e.containerd.pid), "--"}, args...)
+	default:
+		args = append([]string{"unshare", "--mount", "--propagation", "slave", "sh", "-c", `mount --bind "$0" /etc/resolv.conf && exec "$@"`, e.resolvConf}, args...)
+	}
+	return e.Command(args[0], args[1:]...)
 }
 
 // spawn starts cmd, and closes done once it has been waited for. A test that is killed runs no clean-up: the process then
@@ -216,7 +233,7 @@ func (e *Engine) awaitContainerd() {
 	pidfile := filepath.Join(e.Dir, "exec/containerd/containerd.pid")
 	pid, err := os.ReadFile(pidfile)
 	if err != nil {
-		return // the machine's containerd is used: it lives on
+		return // a containerd that dockerd did not start lives on
 	}
 	e.Wait("the end of containerd", func() error {
 		stat, _ := os.ReadFile("/proc/" + strings.TrimSpace(string(pid)) + "/stat")
@@ -271,6 +288,9 @@ func (e *Engine) remove() {
 	killLeft(e.Dir, e.name)
 	if p := e.process; p.pid != 0 {
 		<-p.done
+	}
+	if c := e.containerd; c.pid != 0 {
+		<-c.done
 	}
 	unmountBelow(e.t, e.Dir)
 	if out, err := exec.Command("ip", "netns", "del", e.name).CombinedOutput(); err != nil {

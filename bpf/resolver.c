@@ -23,6 +23,15 @@ static __always_inline int is_closed(const struct packet *p)
 	return p->proto == IPPROTO_UDP ? closed_udp : p->proto == IPPROTO_TCP ? closed_tcp : 0;
 }
 
+/* xdp.log=none holds here, too. */
+static __always_inline int is_quiet(void)
+{
+	__u32 id = find_device(whose).policy;
+	struct policy *policy = bpf_map_lookup_elem(&policies, &id);
+
+	return policy && policy->flags & QUIET;
+}
+
 SEC("xdp")
 int vethwall_resolver(struct xdp_md *ctx)
 {
@@ -36,7 +45,7 @@ int vethwall_resolver(struct xdp_md *ctx)
 	if (!is_closed(&p))
 		return XDP_PASS;
 	count(&device, EGRESS, v, end - data);
-	if (!events_are_closed(device.counters))
+	if (!is_quiet() && !events_are_closed(device.counters))
 		note_event(&p, &device, NULL, cell_of(v), end - data);
 	return XDP_DROP;
 }

@@ -100,6 +100,7 @@ func (f *Filter) loadResolver(want resolverClosed) (*ebpf.Program, error) {
 	var objs resolverPrograms
 	shared := map[string]*ebpf.Map{
 		"counters": f.objs.Counters, "events": f.objs.Events, "event_times": f.objs.EventTimes, "globals": f.objs.Globals,
+		"devices": f.objs.Devices, "device_overflow": f.objs.DeviceOverflow, "policies": f.objs.Policies,
 	}
 	if err := spec.LoadAndAssign(&objs, &ebpf.CollectionOptions{MapReplacements: shared}); err != nil {
 		return nil, err

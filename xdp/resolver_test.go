@@ -92,6 +92,7 @@ func TestResolver(t *testing.T) {
 	if seen < 3 {
 		t.Errorf("%d queries are counted: %+v", seen, counts)
 	}
+	a.wantEvents(f)
 	f.Close()
 	a.want("without an agent", false, false)
 	f = open(t, dir)
@@ -110,6 +111,31 @@ func TestResolver(t *testing.T) {
 	f.Close()
 	must(t, Uninstall(dir))
 	a.want("uninstalled", true, true)
+}
+
+// wantEvents wants one for a query, and none under xdp.log=none.
+func (a *asker) wantEvents(f *Filter) {
+	a.t.Helper()
+	r, err := OpenReader(f.dir)
+	must(a.t, err)
+	defer r.Close()
+	events := func() (n int) {
+		all, _, err := r.Events(0)
+		must(a.t, err)
+		for _, e := range all {
+			if e.Reason == policy.Resolver && e.Ifindex == a.host.Index && e.Dst.String() == "127.0.0.11" {
+				n++
+			}
+		}
+		return n
+	}
+	before := events()
+	must(a.t, f.Attach(a.host.Index, Want{Policy: labelled(a.t, "xdp.drop=udp xdp.log=none")}))
+	a.want("closed, log none", false, false)
+	if n := events(); before == 0 || n != before {
+		a.t.Errorf("%d events, %d of them under xdp.log=none", n, n-before)
+	}
+	must(a.t, f.Attach(a.host.Index, Want{Policy: labelled(a.t, "xdp.drop=udp")}))
 }
 
 // The host's own lo is never touched.

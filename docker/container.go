@@ -3,7 +3,6 @@ package docker
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -13,7 +12,6 @@ import (
 
 	"github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/api/types/network"
-	"github.com/docker/docker/client"
 )
 
 // Container is one snapshot of a container. The zero value of a field means that Docker did not say.
@@ -83,7 +81,7 @@ func (c *Client) Inspect(ctx context.Context, id string) (Container, error) {
 		return Container{}, fmt.Errorf("inspect container %.12s: the answer describes no container", id)
 	}
 	out := snapshot(r)
-	if out.ImageLabels, out.ImageKnown, err = c.imageLabels(ctx, out.ImageID); err != nil {
+	if out.ImageLabels, out.ImageKnown, err = c.imageLabels(ctx, out.ImageID, r.ImageManifestDescriptor); err != nil {
 		return Container{}, fmt.Errorf("inspect image of container %.12s: %w", id, err)
 	}
 	if err := c.setDrivers(ctx, out.Networks); err != nil {
@@ -193,35 +191,4 @@ func (c *Client) setDrivers(ctx context.Context, eps []Endpoint) error {
 	c.drivers = byID // networks that are gone are forgotten with it
 	c.mu.Unlock()
 	return nil
-}
-
-// maxImages bounds the cache of labels; a host seldom runs more images than that at once.
-const maxImages = 1024
-
-// imageLabels returns known=false where the engine answered that it cannot or will not show the
-// image, and an error only where it did not answer. What an image id names never changes.
-func (c *Client) imageLabels(ctx context.Context, id string) (labels map[string]string, known bool, err error) {
-	c.mu.Lock()
-	labels, known = c.images[id]
-	c.mu.Unlock()
-	if known || id == "" {
-		return labels, known, nil
-	}
-	r, err := c.api.ImageInspect(ctx, id)
-	switch {
-	case client.IsErrConnectionFailed(err), errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
-		return nil, false, err
-	case err != nil:
-		return nil, false, nil
-	}
-	if r.Config != nil {
-		labels = r.Config.Labels
-	}
-	c.mu.Lock()
-	if len(c.images) >= maxImages {
-		clear(c.images)
-	}
-	c.images[id] = labels
-	c.mu.Unlock()
-	return labels, true, nil
 }

@@ -48,9 +48,9 @@ type Client struct {
 	api    api
 	engine Info
 
-	mu      sync.Mutex        // guards the two caches, never held over a request
-	drivers map[string]string // network id -> driver; an id never changes its driver
-	images  map[string]map[string]string
+	mu      sync.Mutex                   // guards the two caches, never held over a request
+	drivers map[string]string            // network id -> driver; an id never changes its driver
+	images  map[string]map[string]string // image id or manifest digest -> labels; neither ever names others
 }
 
 // Connect reaches the engine that DOCKER_HOST, DOCKER_CERT_PATH, DOCKER_TLS_VERIFY and

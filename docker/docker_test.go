@@ -2,6 +2,7 @@ package docker_test
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"io/fs"
 	"net"
@@ -9,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -93,36 +95,101 @@ var web = docker.Container{
 var compare = cmp.Options{cmpopts.EquateComparable(netip.Addr{}), cmpopts.EquateEmpty()}
 
 func TestInspect(t *testing.T) {
-	e, ctx := engine(t)
-	e.Put(web)
-	recorded, err := os.ReadFile("testdata/inspect-20.10.json")
+	// An engine 29, asked in the newest version that both know, gave no gateway for a network without one.
+	web29 := web
+	web29.Networks = slices.Clone(web.Networks)
+	web29.Networks[1].Gateways = nil
+	for version, want := range map[string]docker.Container{"20.10": web, "29": web29} {
+		t.Run(version, func(t *testing.T) {
+			e, ctx := engine(t)
+			e.Put(web)
+			e.PutRaw(web.ID, recorded(t, version))
+			if version == "29" {
+				e.SetAPIVersion("1.51")
+				e.Handle("/images/", ofPlatforms(manifest, "linux"))
+			}
+			c := connect(ctx, t)
+			for range 2 { // the second time from the caches
+				got, err := c.Inspect(ctx, web.ID)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if d := cmp.Diff(want, got, compare); d != "" {
+					t.Error(d)
+				}
+			}
+			count := func(suffix string) (n int) {
+				for _, r := range e.Requests() {
+					if strings.HasSuffix(r, suffix) {
+						n++
+					}
+				}
+				return n
+			}
+			if n := count("/networks"); n != 1 {
+				t.Errorf("networks were listed %d times, want once", n)
+			}
+			if n := count(image + "/json"); n != 1 {
+				t.Errorf("the image was inspected %d times, want once", n)
+			}
+		})
+	}
+}
+
+func recorded(t *testing.T, version string) string {
+	t.Helper()
+	text, err := os.ReadFile("testdata/inspect-" + version + ".json")
 	if err != nil {
 		t.Fatal(err)
 	}
-	e.PutRaw(web.ID, string(recorded))
-	c := connect(ctx, t)
-	for range 2 { // the second time from the caches
-		got, err := c.Inspect(ctx, web.ID)
-		if err != nil {
-			t.Fatal(err)
+	return string(text)
+}
+
+// manifest is the one of several in image from which inspect-29.json was made.
+const manifest = "sha256:a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1a1"
+
+// ofPlatforms answers for an image that holds manifest for amd64, and another whose labels are what an engine shows that
+// is not told which one is meant.
+func ofPlatforms(manifest, os string) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		digest, label := image, "other"
+		if strings.Contains(r.URL.Query().Get("platform"), `"amd64"`) {
+			digest, label = manifest, "image"
 		}
-		if d := cmp.Diff(web, got, compare); d != "" {
-			t.Error(d)
-		}
+		_ = json.NewEncoder(w).Encode(map[string]any{
+			"Id": digest, "Os": os, "Descriptor": map[string]any{"digest": digest},
+			"Config": map[string]any{"Labels": map[string]string{"from": label}},
+		})
 	}
-	count := func(suffix string) (n int) {
-		for _, r := range e.Requests() {
-			if strings.HasSuffix(r, suffix) {
-				n++
+}
+
+// Only the labels of the very manifest that a container was made from are its image's.
+func TestImageOfPlatforms(t *testing.T) {
+	for name, tc := range map[string]struct {
+		api, manifest, os string
+		known             bool
+	}{
+		"that one":         {"1.51", manifest, "linux", true},
+		"another":          {"1.51", "sha256:" + id("b"), "linux", false},
+		"its content gone": {"1.51", manifest, "", false},
+		"cannot be told":   {"1.48", manifest, "linux", false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			e, ctx := engine(t)
+			e.Put(web)
+			e.SetAPIVersion(tc.api)
+			e.PutRaw(web.ID, recorded(t, "29"))
+			e.Handle("/images/", ofPlatforms(tc.manifest, tc.os))
+			listed := `[{"Id":"` + web.ID + `","Names":["/web"],"ImageID":"` + image + `","ImageManifestDescriptor":{"digest":"` + manifest + `","platform":{"os":"linux","architecture":"amd64"}}}]`
+			e.Handle("/containers/json", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte(listed)) })
+			c := connect(ctx, t)
+			for what, ask := range map[string]func(context.Context, string) (docker.Container, error){"inspect": c.Inspect, "outline": c.Outline} {
+				got, err := ask(ctx, web.ID)
+				if err != nil || got.ImageKnown != tc.known || tc.known != (got.ImageLabels["from"] == "image") {
+					t.Errorf("%s: known %v, labels %v, error %v", what, got.ImageKnown, got.ImageLabels, err)
+				}
 			}
-		}
-		return n
-	}
-	if n := count("/networks"); n != 1 {
-		t.Errorf("networks were listed %d times, want once", n)
-	}
-	if n := count(image + "/json"); n != 1 {
-		t.Errorf("the image was inspected %d times, want once", n)
+		})
 	}
 }
 

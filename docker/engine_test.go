@@ -3,6 +3,9 @@ package docker_test
 import (
 	"context"
 	"maps"
+	"os"
+	"path"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -80,6 +83,28 @@ func TestEngine(t *testing.T) {
 	}
 	if info, err := c.Info(ctx); err != nil || info.ServerVersion == "" || info.CgroupVersion == "" {
 		t.Errorf("%+v, %v", info, err)
+	}
+}
+
+// TestEngineImageOfPlatforms: an image's labels are those of the platform that the container was made for.
+func TestEngineImageOfPlatforms(t *testing.T) {
+	if os.Getenv(enginetest.BuiltVar) == "" {
+		t.Skipf("Debian's engine keeps one platform of an image: set %s", enginetest.BuiltVar)
+	}
+	e := enginetest.Own(t)
+	t.Setenv("DOCKER_HOST", "unix://"+e.Dir+"/docker.sock")
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	c := connect(ctx, t)
+	own, foreign := map[string]string{"of": "own"}, map[string]string{"of": "foreign", "xdp.drop": "udp"}
+	image := e.ImageOfPlatforms(map[string]map[string]string{runtime.GOARCH: own, "s390x": foreign})
+	for platform, want := range map[string]map[string]string{"": own, "linux/" + runtime.GOARCH: own, "linux/s390x": foreign} {
+		box := e.Create(image, "box-"+path.Base(platform), []string{"--platform", platform})
+		for what, ask := range map[string]func(context.Context, string) (docker.Container, error){"inspect": c.Inspect, "outline": c.Outline} {
+			if got, err := ask(ctx, box.ID); err != nil || !got.ImageKnown || !maps.Equal(got.ImageLabels, want) || !maps.Equal(got.Labels, want) {
+				t.Errorf("%s of %q: known %v, labels %v, all %v, error %v", what, platform, got.ImageKnown, got.ImageLabels, got.Labels, err)
+			}
+		}
 	}
 }
 

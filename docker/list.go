@@ -66,7 +66,7 @@ func (c *Client) Outline(ctx context.Context, id string) (Container, error) {
 	}
 	s := summary(all[i])
 	out := Container{ID: id, Name: s.Name, Labels: s.Labels, ImageID: s.ImageID, NetworkMode: s.NetworkMode, Networks: s.Networks}
-	if out.ImageLabels, out.ImageKnown, err = c.imageLabels(ctx, out.ImageID); err != nil {
+	if out.ImageLabels, out.ImageKnown, err = c.imageLabels(ctx, out.ImageID, all[i].ImageManifestDescriptor); err != nil {
 		return Container{}, fmt.Errorf("inspect image of container %.12s: %w", id, err)
 	}
 	if err := c.setDrivers(ctx, out.Networks); err != nil {

@@ -39,7 +39,7 @@ func (e *Engine) object(path string) any {
 		}
 	case kind == "images":
 		if labels, ok := e.images[id]; ok {
-			return object{"Id": id, "Config": object{"Labels": labels}}
+			return object{"Id": id, "Os": "linux", "Config": object{"Labels": labels}}
 		}
 	}
 	return nil

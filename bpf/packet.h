@@ -26,6 +26,7 @@
 #define ICMP_SOURCE_QUENCH 4
 #define ICMP_REDIRECT 5
 #define ICMP_ECHO 8
+#define ICMP_ROUTER_ADVERT 9 /* RFC 1256 */
 #define ICMP_TIME_EXCEEDED 11
 #define ICMP_PARAMETERPROB 12
 #define ICMPV6_ECHO_REQUEST 128
@@ -44,7 +45,6 @@
 /* RFC 2131, RFC 8415 */
 #define DHCP_SERVER 67
 #define DHCP_CLIENT 68
-#define DHCP6_SERVER 547
 #define DHCP6_CLIENT 546
 
 /*
@@ -198,7 +198,7 @@ static __always_inline void read_icmp(struct packet *p, __u8 proto, const __u8 *
 
 	p->service = p->reverse = (__u32)proto << 16 | type;
 	p->quotes = is_icmp_error(p, type);
-	p->forged |= p->family == 4 ? type == ICMP_REDIRECT :
+	p->forged |= p->family == 4 ? type == ICMP_REDIRECT || type == ICMP_ROUTER_ADVERT :
 				      type == ND_ROUTER_ADVERT || type == ND_REDIRECT;
 	p->dport = type;
 	if (type == request || type == reply) {
@@ -243,9 +243,8 @@ static __always_inline void read_transport(struct cursor *c, struct packet *p, _
 		if (header) {
 			read_ports(p, proto, (__be16 *)header);
 			p->headers = offset(c);
-			p->forged = p->family == 4 ?
-					    p->sport == DHCP_SERVER && p->dport == DHCP_CLIENT :
-					    p->sport == DHCP6_SERVER && p->dport == DHCP6_CLIENT;
+			/* Clients take answers from any port. */
+			p->forged = p->dport == (p->family == 4 ? DHCP_CLIENT : DHCP6_CLIENT);
 			return;
 		}
 	} else if (proto == PROTO_SCTP) {
@@ -360,36 +359,47 @@ static __always_inline int is_zero(const __u32 *a)
 	return !(a[0] | a[1] | a[2] | a[3]);
 }
 
+static __always_inline int same_address(const __u32 *a, const __u32 *b)
+{
+	return !((a[0] ^ b[0]) | (a[1] ^ b[1]) | (a[2] ^ b[2]) | (a[3] ^ b[3]));
+}
+
 static __always_inline __u64 read_mac(const __u8 *mac)
 {
 	return *(__u32 *)mac | (__u64) * (__u16 *)(mac + 4) << 32;
 }
 
 /*
- * What neighbour discovery and MLD that are built in say of their sender. More than one option, or another than a host
- * has to send, is forged: it would be room for data.
+ * What neighbour discovery says of its sender, also where it is not built in: a router or another host may heed it all
+ * the same. More than one option, or another than a host has to send, is forged: it would be room for data. So is
+ * every fragment (RFC 6980): what the next one brings is not seen.
  */
 static __always_inline void read_claims6(struct cursor c, struct packet *p)
 {
-	__u8 *icmp = take(&c, 8), *option;
-	__u32 *target;
+	__u8 *icmp = take(&c, 4), *option;
+	__u32 target[4], *at;
 
-	if (!icmp)
+	if (!icmp || icmp[0] < ND_ROUTER_SOLICIT || icmp[0] > ND_NEIGHBOR_ADVERT)
 		return;
-	p->forged = icmp[0] == ND_ROUTER_ADVERT || icmp[0] == ND_REDIRECT;
-	if (icmp[0] < ND_ROUTER_SOLICIT || icmp[0] > ND_NEIGHBOR_ADVERT)
+	p->forged = icmp[0] == ND_ROUTER_ADVERT || p->fragment;
+	if (p->forged || !take(&c, 4))
 		return;
 	if (icmp[0] != ND_ROUTER_SOLICIT) {
-		target = take(&c, 16);
-		if (!target) {
+		at = take(&c, 16);
+		if (!at) {
 			p->forged = 1;
 			return;
 		}
+		for (int i = 0; i < 4; i++)
+			target[i] = bpf_ntohl(at[i]);
 		/* Who asks without an address of his own asks whether this one is free for him. */
-		if (icmp[0] == ND_NEIGHBOR_ADVERT || is_zero(p->src)) {
+		if (p->builtin && (icmp[0] == ND_NEIGHBOR_ADVERT || is_zero(p->src))) {
 			p->claims = 6;
 			for (int i = 0; i < 4; i++)
-				p->claim[i] = bpf_ntohl(target[i]);
+				p->claim[i] = target[i];
+		} else if (icmp[0] == ND_NEIGHBOR_ADVERT) {
+			/* There is room for a claim only where the destination is not asked for. */
+			p->forged = !same_address(target, p->src);
 		}
 	}
 	if (offset(&c) == c.limit)
@@ -479,20 +489,16 @@ static __always_inline void read_ipv6(struct cursor *c, struct packet *p, enum r
 		if (!take(c, ext[1] * 8) || !settle(c))
 			return unknown_proto(p, REASON_TRUNCATED);
 	}
-	if (r == READ_FRAME && proto == IPPROTO_ICMPV6 && short_reason == REASON_TRUNCATED &&
-	    is_builtin6(ip, *c, p)) {
-		p->builtin = 1;
-		p->proto = proto;
+	if (r == READ_FRAME && proto == IPPROTO_ICMPV6) {
+		p->builtin = !p->fragment && is_builtin6(ip, *c, p);
 		if (p->direction == EGRESS)
 			read_claims6(*c, p);
-		return;
+		if (p->builtin) {
+			p->proto = proto;
+			return;
+		}
 	}
 	read_transport(c, p, proto, short_reason, r);
-}
-
-static __always_inline int same_address(const __u32 *a, const __u32 *b)
-{
-	return !((a[0] ^ b[0]) | (a[1] ^ b[1]) | (a[2] ^ b[2]) | (a[3] ^ b[3]));
 }
 
 /*

@@ -64,19 +64,18 @@ func (p packet) mayBeForged() bool {
 const (
 	dhcpServer  = 67
 	dhcpClient  = 68
-	dhcp6Server = 547
 	dhcp6Client = 546
 )
 
-// isServersDHCP reports whether p is a packet of a DHCP server.
+// isServersDHCP reports whether p is for a DHCP client, who takes answers from any port.
 func (p packet) isServersDHCP() bool {
 	if p.proto != protoUDP || !p.serviceKnown {
 		return false
 	}
 	if p.dst.Is6() {
-		return p.from == dhcp6Server && p.to == dhcp6Client
+		return p.to == dhcp6Client
 	}
-	return p.from == dhcpServer && p.to == dhcpClient
+	return p.to == dhcpClient
 }
 
 // isRouters reports whether p is a message that only routers have to send.
@@ -87,16 +86,20 @@ func (p packet) isRouters() bool {
 	if p.dst.Is6() {
 		return p.icmp[0] == 134 || p.icmp[0] == 137
 	}
-	return p.icmp[0] == 5
+	return p.icmp[0] == 5 || p.icmp[0] == 9 // RFC 792, RFC 1256
 }
 
-// claims reads what neighbour discovery that is built in says of its sender: the address that is his or may be, and
-// whether it says anything that no host has to say. More than one option would be room for data.
+// claims reads what neighbour discovery says of its sender, also where it is not built in: the address that is his or may be,
+// and whether it says anything that no host has to say. More than one option would be room for data, and of a fragment
+// (RFC 6980) nobody knows what the next one brings.
 func (p packet) claims() (claim netip.Addr, forged bool) {
-	const solicitRouter, solicit, advertise = 133, 135, 136
+	const solicitRouter, advertise = 133, 136
 	typ, rest := p.icmp[0], p.icmp[min(8, len(p.icmp)):]
-	if typ < solicitRouter || typ > advertise || len(p.icmp) < 8 {
+	if typ < solicitRouter || typ > advertise {
 		return claim, false
+	}
+	if p.first || len(p.icmp) < 8 {
+		return claim, p.first
 	}
 	nobody := p.src == netip.IPv6Unspecified()
 	if typ != solicitRouter {
@@ -104,8 +107,12 @@ func (p packet) claims() (claim netip.Addr, forged bool) {
 			return claim, true
 		}
 		// Who asks without an address of his own asks whether this one is free for him.
-		if typ == advertise || nobody {
-			claim = netip.AddrFrom16([16]byte(rest))
+		target := netip.AddrFrom16([16]byte(rest))
+		switch {
+		case p.builtIn(Egress) && (typ == advertise || nobody):
+			claim = target
+		case typ == advertise && target != p.src:
+			return claim, true
 		}
 		rest = rest[16:]
 	}

@@ -116,7 +116,7 @@ func readFrame(b []byte) packet {
 func (p packet) sentBy(mac [6]byte) packet {
 	p.mac = mac
 	p.forged = p.isServersDHCP() || p.isRouters()
-	if p.icmp != nil && p.dst.Is6() && p.builtIn(Egress) {
+	if p.icmp != nil && p.dst.Is6() {
 		claim, forged := p.claims()
 		p.claim, p.forged = claim, p.forged || forged
 	}

@@ -12,7 +12,10 @@ import (
 // addresses, protocols, ports and types at the edges of p's rules, headers of every length in every
 // order, and one frame in a few cut, padded or damaged.
 func Frame(r *rand.Rand, p policy.Policy) []byte {
-	frame := frameMaker{r, edgesOf(p)}.frame()
+	e := edgesOf(p)
+	e.peers4 = append(e.peers4, "0.0.0.0")
+	e.ports = append(e.ports, 67, 68, 546) // DHCP
+	frame := frameMaker{r, e}.frame()
 	if r.IntN(4) == 0 {
 		frame = append(frame, random(r, r.IntN(47))...)
 	}

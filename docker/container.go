@@ -44,7 +44,7 @@ type Container struct {
 
 	CapAdd     []string // upper case, without CAP_; "ALL" stands for every one
 	Privileged bool
-	Runtime    string // "runc", "io.containerd.kata.v2", ...
+	Runtime    string // "runc", "io.containerd.kata.v2", ...; the engine's default where none was named
 	// UserNS: the container lives in a user namespace of its own, by userns-remap or a rootless engine, and its
 	// capabilities mean nothing outside.
 	UserNS bool
@@ -86,6 +86,9 @@ func (c *Client) Inspect(ctx context.Context, id string) (Container, error) {
 	}
 	if err := c.setDrivers(ctx, out.Networks); err != nil {
 		return Container{}, fmt.Errorf("look up networks of container %.12s: %w", id, err)
+	}
+	if out.Runtime == "" {
+		out.Runtime = c.engine.DefaultRuntime
 	}
 	out.UserNS = c.engine.Rootless || c.engine.UserNS && !r.HostConfig.UsernsMode.IsHost()
 	return out, nil

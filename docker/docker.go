@@ -104,6 +104,8 @@ type Info struct {
 	Rootless bool
 	// UserNS: containers run in a user namespace of their own unless their UsernsMode is "host".
 	UserNS bool
+	// DefaultRuntime is that of containers for which none was named.
+	DefaultRuntime string
 }
 
 // Info asks the engine about itself.
@@ -123,5 +125,7 @@ func (c *Client) Info(ctx context.Context) (Info, error) {
 		CgroupVersion: i.CgroupVersion,
 		Rootless:      has("rootless"),
 		UserNS:        has("userns"),
+
+		DefaultRuntime: i.DefaultRuntime,
 	}, nil
 }

@@ -386,12 +386,17 @@ func TestVersionIsNegotiatedAnew(t *testing.T) {
 func TestInfo(t *testing.T) {
 	e, ctx := engine(t)
 	e.Handle("/info", func(w http.ResponseWriter, _ *http.Request) {
-		_, _ = w.Write([]byte(`{"ServerVersion":"28.5.2","CgroupVersion":"2","SecurityOptions":["name=seccomp,profile=builtin","name=rootless","name=userns,x=y"]}`))
+		_, _ = w.Write([]byte(`{"ServerVersion":"28.5.2","CgroupVersion":"2","DefaultRuntime":"kata","SecurityOptions":["name=seccomp,profile=builtin","name=rootless","name=userns,x=y"]}`))
 	})
 	got, err := connect(ctx, t).Info(ctx)
-	want := docker.Info{ServerVersion: "28.5.2", APIVersion: "1.41", CgroupVersion: "2", Rootless: true, UserNS: true}
+	want := docker.Info{ServerVersion: "28.5.2", APIVersion: "1.41", CgroupVersion: "2", DefaultRuntime: "kata", Rootless: true, UserNS: true}
 	if err != nil || got != want {
 		t.Errorf("%+v, %v", got, err)
+	}
+	// What was started without a runtime has the engine's.
+	e.Put(docker.Container{ID: id("1"), ImageKnown: true})
+	if c, err := connect(ctx, t).Inspect(ctx, id("1")); err != nil || c.Runtime != "kata" {
+		t.Errorf("runtime %q, %v", c.Runtime, err)
 	}
 	e.Handle("/info", nil)
 	if got, err := connect(ctx, t).Info(ctx); err != nil || got.Rootless || got.UserNS {

@@ -140,6 +140,7 @@ type container struct {
 	own      ownAddresses
 	resolver resolverState
 	object   object
+	stay     stay
 }
 
 type agent struct {
@@ -294,6 +295,7 @@ func (a *agent) reconcile() {
 		return
 	}
 	a.lookAround()
+	a.around.joiners = a.joiners()
 	dirty := slices.Sorted(maps.Keys(a.dirty))
 	clear(a.dirty)
 	for _, id := range dirty {
@@ -316,7 +318,7 @@ func (a *agent) reconcile() {
 // enforce brings one container in line, and its record.
 func (a *agent) enforce(c *container, veths namespaces) {
 	if c.asks {
-		if k := a.around.of(c.Container).needed(c.want.live); !k.equal(c.known) {
+		if k := a.knownOf(c); !k.equal(c.known) {
 			c.known = k
 			c.want, c.asks = wanted(c.Container, k, a.around.conf)
 		}
@@ -331,7 +333,7 @@ func (a *agent) enforce(c *container, veths namespaces) {
 	a.readObject(c)
 	r := Record{
 		ID: c.ID, Name: c.Name, Policy: c.want.policy, Error: c.problem(), Warnings: c.want.warnings,
-		Holds: c.want.holds, Loophole: c.want.loophole, Program: c.want.program,
+		Holds: c.want.holds, Loophole: c.want.loophole, Program: c.want.program, Joined: c.stay,
 	}
 	if c.want.tables != nil {
 		r.Rules, r.Receives = c.want.tables.Rules, c.want.tables.Receives
@@ -532,9 +534,17 @@ func (a *agent) save(c *container, r Record) {
 	}
 	before := c.told
 	c.told = r
-	if before.State == r.State && before.Error == r.Error && before.Policy == r.Policy && slices.Equal(before.Interfaces, r.Interfaces) {
-		return
+	if before.State != r.State || before.Error != r.Error || before.Policy != r.Policy || !slices.Equal(before.Interfaces, r.Interfaces) {
+		a.tellState(c, r)
 	}
+	for _, w := range r.Warnings {
+		if !slices.Contains(before.Warnings, w) {
+			a.log.Warn(w, "container", c.Name, "id", short(c.ID))
+		}
+	}
+}
+
+func (a *agent) tellState(c *container, r Record) {
 	level, why := slog.LevelInfo, r.Error
 	if r.State != Enforced && r.State != Audit {
 		level = slog.LevelWarn
@@ -552,11 +562,6 @@ func (a *agent) save(c *container, r Record) {
 		args = append(args, "why", why)
 	}
 	a.log.Log(context.Background(), level, string(r.State), args...)
-	if before.ID == "" {
-		for _, w := range r.Warnings {
-			a.log.Warn(w, "container", c.Name, "id", short(c.ID))
-		}
-	}
 }
 
 // forget removes the record of a container that does not run or asks for nothing. Its filters go with its devices.

@@ -165,7 +165,7 @@ func (a *agent) compare(s *session, list []docker.Summary) {
 	for _, l := range list {
 		there[l.ID] = true
 		c := a.containers[l.ID]
-		if c == nil && !a.worthAsking(l.ID, l.Labels) {
+		if c == nil && !a.worthAsking(l.ID, l.Labels) && !joins(l.NetworkMode) {
 			continue
 		}
 		running := l.State == "running" || l.State == "paused"
@@ -193,9 +193,11 @@ func (a *agent) heard(event docker.Event) {
 	case event.Action == docker.ActionCreate:
 		if c != nil || a.worthAsking(event.ID, event.Labels) {
 			a.ask(event.ID)
+		} else {
+			a.peek(event.ID)
 		}
 	case c == nil:
-		// It asks for nothing. One whose create event was lost is seen by the next list.
+		// It asks for nothing and joins nobody. One whose create event was lost is seen by the next list.
 	case event.Action == docker.ActionDestroy:
 		a.forget(c)
 		delete(a.containers, c.ID)
@@ -243,6 +245,7 @@ func (a *agent) meet(id string) *container {
 	c := &container{Container: docker.Container{ID: id}, stale: true, late: map[int]uint64{}, saved: a.records[id]}
 	delete(a.records, id)
 	if r, err := ParseRecord([]byte(c.saved)); err == nil {
+		c.stay = r.Joined
 		for _, i := range r.Interfaces {
 			if i.Late > 0 {
 				c.late[i.Ifindex] = i.Late
@@ -307,4 +310,5 @@ func (a *agent) learn(c *container, answer docker.Container) {
 	}
 	c.Container, c.inspected, c.stale = answer, true, false
 	a.dirty[c.ID] = true
+	a.lookAtOwner(answer)
 }

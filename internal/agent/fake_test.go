@@ -317,7 +317,7 @@ func (e *fakeEngine) List(ctx context.Context) ([]docker.Summary, error) {
 			state = "running"
 		}
 		if !e.unlisted {
-			out = append(out, docker.Summary{ID: c.ID, Name: c.Name, Labels: c.Labels, State: state})
+			out = append(out, docker.Summary{ID: c.ID, Name: c.Name, Labels: c.Labels, State: state, NetworkMode: c.NetworkMode})
 		}
 	}
 	return out, nil

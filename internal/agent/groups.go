@@ -21,6 +21,7 @@ type surroundings struct {
 	networks map[string]docker.Network // by id; nil until Docker has listed them
 	host     *host                     // nil until it could be read
 	conf     config.Config
+	joiners  []docker.Container // all that join another's network
 }
 
 // host is what the host says of itself.
@@ -30,17 +31,18 @@ type host struct {
 	resolvers []netip.Addr
 }
 
-// known is what is known of the groups of one container.
+// known is what is known of the groups of one container, and of those who join its network.
 type known struct {
 	groups policy.Groups
 	// missing says what is not known yet, "" for nothing. There are no groups then.
 	missing string
 	// loopback are resolvers on the host's loopback that the engine asks in the container's place.
 	loopback []netip.Addr
+	sharing  sharing
 }
 
 func (k known) equal(other known) bool {
-	return k.missing == other.missing && slices.Equal(k.loopback, other.loopback) && k.groups.Equal(other.groups)
+	return k.missing == other.missing && k.sharing == other.sharing && slices.Equal(k.loopback, other.loopback) && k.groups.Equal(other.groups)
 }
 
 // needed is what a policy depends on: one that is not live on resolvers alone.
@@ -48,7 +50,7 @@ func (k known) needed(live bool) known {
 	if live {
 		return k
 	}
-	return known{loopback: k.loopback}
+	return known{loopback: k.loopback, sharing: k.sharing}
 }
 
 // of is what is known for c.

@@ -43,8 +43,9 @@ type Record struct {
 	Holds      bool             `json:"holds"`
 	Loophole   string           `json:"loophole,omitempty"`
 	Program    string           `json:"program,omitempty"` // the operator's: NAME[:SECTION]
-	Rules      [2][]xdp.Counted `json:"rules"`             // by direction and counter slot
-	Receives   bool             `json:"receives"`          // what it receives is judged, too
+	Joined     stay             `json:"joined,omitzero"`
+	Rules      [2][]xdp.Counted `json:"rules"`    // by direction and counter slot
+	Receives   bool             `json:"receives"` // what it receives is judged, too
 	Interfaces []Interface      `json:"interfaces"`
 }
 

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -62,7 +63,7 @@ func wanted(c docker.Container, k known, conf config.Config) (want, bool) {
 	if w.resolver != (resolverClosed{}) && w.tables != nil {
 		w.warnings = append(w.warnings, "the host's resolver is on its loopback, so the engine would ask it from the host past every rule: its own at 127.0.0.11 is closed to the container, names of other containers included; allow dns, or give the container a resolver with docker run --dns ADDRESS")
 	}
-	w.both, w.program = detours(c), Program(stack)
+	w.both, w.program = detours(c) || k.sharing.Both, Program(stack)
 	for i := range stack {
 		w.audits = w.audits || stack.Audited(i)
 	}
@@ -72,7 +73,11 @@ func wanted(c docker.Container, k known, conf config.Config) (want, bool) {
 	if hook := Hook(stack, conf); hook != policy.HookAuto {
 		w.mode = xdp.Mode(hook.String())
 	}
-	if w.loophole = Loophole(c, stack); w.loophole != "" {
+	w.loophole = cmp.Or(Loophole(c, stack), k.sharing.Loophole)
+	if w.loophole == "" && w.both && w.program != "" {
+		w.loophole = programLoophole
+	}
+	if w.loophole != "" {
 		w.holds = false
 		w.warnings = append(w.warnings, w.loophole)
 	}
@@ -99,20 +104,25 @@ func Loophole(c docker.Container, stack policy.Stack) string {
 	case !c.UserNS && netAdmin(c):
 		return "the container has CAP_NET_ADMIN, so no filter on its veth holds it: it can reach the host's devices past it; start it without --privileged and --cap-add NET_ADMIN"
 	case Program(stack) != "" && detours(c):
-		return "what the container sends can get around one hook, by its CAP_NET_ADMIN or its runtime, and xdp.program takes the other from the policy; remove xdp.program"
+		return programLoophole
 	}
 	return ""
 }
+
+const programLoophole = "what the container sends can get around one hook, by CAP_NET_ADMIN or by its runtime, and xdp.program takes the other from the policy; remove xdp.program"
 
 // netAdmin reports whether c may configure its own network namespace.
 func netAdmin(c docker.Container) bool {
 	return c.Privileged || slices.Contains(c.CapAdd, "NET_ADMIN") || slices.Contains(c.CapAdd, "ALL")
 }
 
+// plainRuntimes give a container no more than its own end of the veth. "" is an engine that does not say.
+var plainRuntimes = []string{"", "runc", "crun", "io.containerd.runc.v2"}
+
 // detours reports whether what c sends may get around one hook: by redirects of its own making, or by those that its
 // runtime is wired with, as Kata's are.
 func detours(c docker.Container) bool {
-	return netAdmin(c) || !slices.Contains([]string{"", "runc", "crun", "io.containerd.runc.v2"}, c.Runtime)
+	return netAdmin(c) || !slices.Contains(plainRuntimes, c.Runtime)
 }
 
 const noNetwork = "the container has no network: there is nothing to filter"
@@ -120,10 +130,9 @@ const noNetwork = "the container has no network: there is nothing to filter"
 // Obstacles are the networks of a container that have nothing to attach to, and why, in words.
 func Obstacles(c docker.Container) []Interface {
 	why := ""
-	owner, joined := strings.CutPrefix(c.NetworkMode, "container:")
 	switch {
-	case joined:
-		why = fmt.Sprintf("shares the network of container %.12s: only that container's labels hold", owner)
+	case joins(c.NetworkMode):
+		why = fmt.Sprintf("shares the network of container %.12s: only that container's labels hold", ownerOf(c))
 	case c.NetworkMode == "host":
 		why = "shares the host's network: there is no veth to filter"
 	case c.NetworkMode == "none" && len(c.Networks) == 0:
@@ -143,7 +152,7 @@ func Obstacles(c docker.Container) []Interface {
 
 // shares reports whether a container has no network namespace of its own. What else its network mode says holds only until
 // it joins another network: Docker keeps the mode.
-func shares(mode string) bool { return mode == "host" || strings.HasPrefix(mode, "container:") }
+func shares(mode string) bool { return mode == "host" || joins(mode) }
 
 // unfilteredDriver says why a network has no veth of the host's, "" for one that has.
 func unfilteredDriver(e docker.Endpoint) string {

@@ -1,0 +1,149 @@
+package agent
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/vethwall/vethwall/docker"
+)
+
+// joiner is a container without labels that joins another's network.
+func joiner(pid int, running bool, owner string, change func(*docker.Container)) docker.Container {
+	c := box(pid, false)
+	c.Networks, c.NetworkMode, c.Running, c.Pid = nil, "container:"+owner, running, pid
+	if change != nil {
+		change(&c)
+	}
+	return c
+}
+
+func netAdminToo(c *docker.Container) { c.CapAdd = []string{"NET_ADMIN"} }
+
+// wantHeld compares what an owner was attached with, and what its record says, with whether its joiners leave it alone.
+func (r *rig) wantHeld(owner docker.Container, both bool, loophole string) {
+	r.t.Helper()
+	r.kernel.mu.Lock()
+	got := r.kernel.last[owner.Pid].BothHooks
+	r.kernel.mu.Unlock()
+	record := r.kernel.record(owner.ID)
+	if got != both || record.Holds != (loophole == "") || loophole == "" && record.Loophole != "" || !strings.Contains(record.Loophole, loophole) {
+		r.t.Errorf("both hooks %t, holds %t, %q; want both hooks %t, %q", got, record.Holds, record.Loophole, both, loophole)
+	}
+}
+
+// What a joiner may do decides, whatever the owner may.
+func TestJoiner(t *testing.T) {
+	owner := box(10, true, "xdp.drop=udp")
+	for _, tc := range []struct {
+		name     string
+		change   func(*docker.Container)
+		both     bool
+		loophole string
+	}{
+		{"plain", nil, false, ""},
+		{"with NET_RAW", func(c *docker.Container) { c.CapAdd = []string{"NET_RAW"} }, false, ""},
+		{"with NET_ADMIN", netAdminToo, true, "container box20 shares its network and has CAP_NET_ADMIN"},
+		{"privileged", func(c *docker.Container) { c.Privileged = true }, true, "container box20 shares"},
+		{"in a user namespace", func(c *docker.Container) { c.Privileged, c.UserNS = true, true }, true, ""},
+		{"of another runtime", func(c *docker.Container) { c.Runtime = "kata" }, true, ""},
+		{"of crun", func(c *docker.Container) { c.Runtime = "crun" }, false, ""},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			for name, mode := range map[string]string{"id": owner.ID, "name": owner.Name, "short id": owner.ID[:12]} {
+				inTime(t, []docker.Container{owner, joiner(20, true, mode, tc.change), box(30, true, "xdp.drop=tcp")}, nil, func(r *rig) {
+					r.want(owner, enforced10)
+					r.wantHeld(owner, tc.both, tc.loophole)
+					r.wantHeld(box(30, true), false, "")
+					if t.Failed() {
+						t.Log("by", name)
+					}
+				})
+			}
+		})
+	}
+}
+
+// A joiner that carries no label and comes hours later is noticed before it starts; what it has done stays until its owner
+// starts again.
+func TestJoinerComesAndGoes(t *testing.T) {
+	owner := box(10, true, "xdp.drop=udp")
+	created := joiner(20, false, owner.ID, netAdminToo)
+	inTime(t, []docker.Container{owner, box(30, true)}, nil, func(r *rig) {
+		r.wantHeld(owner, false, "")
+		plain := joiner(21, false, owner.ID, nil)
+		r.happens(plain, docker.ActionCreate)
+		r.wantHeld(owner, false, "")
+		stranger := box(22, false)
+		r.happens(stranger, docker.ActionCreate)
+		if r.agent.containers[stranger.ID] != nil {
+			t.Error("a container that neither asks nor joins is kept")
+		}
+
+		r.happens(created, docker.ActionCreate)
+		r.wantHeld(owner, true, "box20 shares")
+		r.engine.set(func() { delete(r.engine.containers, created.ID) })
+		r.engine.emit(docker.ActionDestroy, created.ID)
+		r.after(2 * resync)
+		r.wantHeld(owner, true, "box20 shares")
+		if !r.said("WARN", "box20 shares its network") {
+			t.Error("the log does not say it")
+		}
+
+		r.plug(docker.Container{SandboxKey: owner.SandboxKey})
+		again := started(owner, 11)
+		r.happens(again, docker.ActionDie, docker.ActionStart)
+		r.ring()
+		r.wantHeld(again, false, "")
+	})
+}
+
+// A joiner whose create event was lost is in the next list.
+func TestJoinerUnheard(t *testing.T) {
+	owner := box(10, true, "xdp.drop=udp")
+	inTime(t, []docker.Container{owner}, nil, func(r *rig) {
+		r.happens(joiner(20, true, owner.ID, netAdminToo))
+		r.wantHeld(owner, false, "")
+		r.after(resync)
+		r.wantHeld(owner, true, "box20 shares")
+	})
+}
+
+// One who joins a joiner lives in the same namespace, whichever is heard of first.
+func TestJoinerOfAJoiner(t *testing.T) {
+	owner := box(10, true, "xdp.drop=udp")
+	middle := joiner(20, true, owner.ID, nil)
+	inTime(t, []docker.Container{owner, middle}, nil, func(r *rig) {
+		r.happens(joiner(30, true, middle.ID, netAdminToo), docker.ActionCreate, docker.ActionStart)
+		r.wantHeld(owner, true, "box30 shares")
+	})
+	circle := joiner(20, true, box(30, false).ID, nil)
+	inTime(t, []docker.Container{owner, circle, joiner(30, true, circle.ID, netAdminToo)}, nil, func(r *rig) {
+		r.wantHeld(owner, false, "")
+	})
+}
+
+// An agent that starts later knows what a joiner that is gone may have done.
+func TestJoinerBeforeARestartOfTheAgent(t *testing.T) {
+	owner := box(10, true, "xdp.drop=udp")
+	var records map[string][]byte
+	inTime(t, []docker.Container{owner, joiner(20, true, owner.ID, netAdminToo)}, nil, func(r *rig) {
+		records, _ = r.kernel.Records()
+	})
+	inTime(t, []docker.Container{owner}, func(r *rig) { r.kernel.records = records }, func(r *rig) {
+		r.wantHeld(owner, true, "box20 shares")
+	})
+	inTime(t, []docker.Container{started(owner, 11)}, func(r *rig) { r.kernel.records = records }, func(r *rig) {
+		r.wantHeld(started(owner, 11), false, "")
+	})
+}
+
+// Where nobody asks for a filter nobody is asked about.
+func TestNobodyPeeks(t *testing.T) {
+	c := box(20, false)
+	inTime(t, []docker.Container{box(10, true)}, nil, func(r *rig) {
+		r.happens(c, docker.ActionCreate)
+		if got := r.engine.asked(c.ID); got != 0 {
+			t.Errorf("asked %d times", got)
+		}
+	})
+}

@@ -138,7 +138,8 @@ func TestEvents(t *testing.T) {
 			if !reflect.DeepEqual(e.Headers, tc.want) {
 				t.Errorf("%s, %s: %+v, want %+v", name, h.name, e.Headers, tc.want)
 			}
-			if age := begin.Sub(e.Time); age > 20*time.Millisecond || age < -time.Second {
+			// The coarse clock of an emulated machine is late by more than a tick.
+			if age := begin.Sub(e.Time); age.Abs() > time.Second {
 				t.Errorf("%s, %s: %v before it was sent", name, h.name, age)
 			}
 			rule, named := e.Rule(tables.Rules)

@@ -36,7 +36,7 @@ type Tables struct {
 	Rules [2][]Counted
 	// Stateful says that verdicts depend on who opened a conversation.
 	Stateful bool
-	// Receives says that what the container receives has to be judged, too, and LimitsSent that what it sends is held to
+	// Receives says that what the container receives has to be judged or logged, too, and LimitsSent that what it sends is held to
 	// rates, which takes tc ingress.
 	Receives, LimitsSent bool
 	// digest tells equal policies.
@@ -63,7 +63,7 @@ func Compile(s policy.Stack) (*Tables, error) {
 	if err := enforceable(s); err != nil {
 		return nil, err
 	}
-	t := &Tables{Stateful: s.Stateful()}
+	t := &Tables{Stateful: s.Stateful(), Receives: s.LogsPasses()}
 	f := newForest()
 	for _, dir := range []policy.Direction{policy.Egress, policy.Ingress} {
 		limits, err := t.limits(f, s, dir)

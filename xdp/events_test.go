@@ -194,6 +194,15 @@ func TestEventsOfVerdicts(t *testing.T) {
 	}
 }
 
+// What passes both ways unjudged is looked at both ways where passes are logged.
+func TestLoggedPassesAreSeen(t *testing.T) {
+	for labels, want := range map[string]bool{"xdp.enable=true": false, "xdp.log=all": true, "xdp.antispoof=false": false, "xdp.antispoof=false xdp.log=all": true} {
+		if got := labelled(t, labels).Receives; got != want {
+			t.Errorf("%s: what is received is seen: %t, want %t", labels, got, want)
+		}
+	}
+}
+
 // TestEventsOfLimits sends two packets under a limit of one; the second is an event.
 func TestEventsOfLimits(t *testing.T) {
 	r := newRunner(t)

@@ -30,6 +30,9 @@ type Reader struct {
 
 // OpenReader opens the maps of this version under dir. The caller closes.
 func OpenReader(dir string) (*Reader, error) {
+	if _, err := os.Stat(dir); errors.Is(err, os.ErrNotExist) {
+		return nil, ErrNothing // without reading our own objects, for who waits for an agent
+	}
 	spec, err := loadFilter()
 	if err != nil {
 		return nil, err

@@ -374,16 +374,20 @@ static __always_inline __u64 read_mac(const __u8 *mac)
  * the same. More than one option, or another than a host has to send, is forged: it would be room for data. So is
  * every fragment (RFC 6980): what the next one brings is not seen.
  */
-static __always_inline void read_claims6(struct cursor c, struct packet *p)
+static __always_inline void read_claims6(struct cursor c, struct packet *p, int extended)
 {
 	__u8 *icmp = take(&c, 4), *option;
 	__u32 target[4], *at;
 
 	if (!icmp || icmp[0] < ND_ROUTER_SOLICIT || icmp[0] > ND_NEIGHBOR_ADVERT)
 		return;
-	p->forged = icmp[0] == ND_ROUTER_ADVERT || p->fragment;
-	if (p->forged || !take(&c, 4))
+	p->forged = icmp[0] == ND_ROUTER_ADVERT || p->fragment || extended;
+	if (p->forged)
 		return;
+	if (!take(&c, 4)) {
+		p->forged = p->builtin;
+		return;
+	}
 	if (icmp[0] != ND_ROUTER_SOLICIT) {
 		at = take(&c, 16);
 		if (!at) {
@@ -413,6 +417,9 @@ static __always_inline void read_claims6(struct cursor c, struct packet *p)
 		p->forged |= option[0] != ND_NONCE || !is_zero(p->src);
 }
 
+/* Behind ARP in the shortest Ethernet frame; more would be room for data. */
+#define ARP_PADDING 18
+
 /* RFC 826: Ethernet and IPv4, the only kind there is. */
 static __always_inline void read_arp(struct cursor *c, struct packet *p)
 {
@@ -420,7 +427,7 @@ static __always_inline void read_arp(struct cursor *c, struct packet *p)
 
 	p->builtin = 1;
 	if (!arp || *(__be32 *)arp != bpf_htonl(0x00010800) || arp[4] != 6 || arp[5] != 4 ||
-	    read_mac(arp + 8) != p->mac) {
+	    read_mac(arp + 8) != p->mac || c->limit - offset(c) > ARP_PADDING) {
 		p->forged = 1;
 		return;
 	}
@@ -435,6 +442,7 @@ static __always_inline void read_ipv6(struct cursor *c, struct packet *p, enum r
 	struct ipv6hdr *ip = take(c, sizeof(*ip));
 	enum reason short_reason = REASON_TRUNCATED;
 	__u32 payload, left;
+	__u64 first; /* offset of what stands behind the fixed header */
 	__u8 proto;
 
 	p->family = 6;
@@ -455,6 +463,7 @@ static __always_inline void read_ipv6(struct cursor *c, struct packet *p, enum r
 	}
 
 	proto = ip->nexthdr;
+	first = offset(c);
 	for (int i = 0; i <= MAX_EXTENSION_HEADERS && is_extension(proto); i++) {
 		__u8 *ext = take(c, 8);
 
@@ -492,7 +501,7 @@ static __always_inline void read_ipv6(struct cursor *c, struct packet *p, enum r
 	if (r == READ_FRAME && proto == IPPROTO_ICMPV6) {
 		p->builtin = !p->fragment && is_builtin6(ip, *c, p);
 		if (p->direction == EGRESS)
-			read_claims6(*c, p);
+			read_claims6(*c, p, offset(c) != first);
 		if (p->builtin) {
 			p->proto = proto;
 			return;

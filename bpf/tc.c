@@ -49,7 +49,8 @@ static __always_inline void read_skb(struct __sk_buff *skb, enum direction d, st
 
 	pull(skb, USUAL_HEADERS);
 	whole = read_linear(skb, d, p);
-	if (whole || (p->reason == REASON_PASS && !p->quotes))
+	/* Of ICMP more has to be read than what tells what it is: what it quotes or claims. */
+	if (whole || (p->reason == REASON_PASS && !p->quotes && p->proto != IPPROTO_ICMPV6))
 		return;
 	pull(skb, MAX_OFFSET);
 	__builtin_memset(p, 0, sizeof(*p));

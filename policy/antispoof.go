@@ -98,8 +98,8 @@ func (p packet) claims() (claim netip.Addr, forged bool) {
 	if typ < solicitRouter || typ > advertise {
 		return claim, false
 	}
-	if p.first || len(p.icmp) < 8 {
-		return claim, p.first
+	if p.first || p.extended || len(p.icmp) < 8 {
+		return claim, p.first || p.extended || p.builtIn(Egress)
 	}
 	nobody := p.src == netip.IPv6Unspecified()
 	if typ != solicitRouter {
@@ -131,7 +131,8 @@ func (p packet) claims() (claim netip.Addr, forged bool) {
 // readARP reads a packet of RFC 826 for Ethernet and IPv4, the only kind there is; another is forged.
 func readARP(mac [6]byte, b []byte) packet {
 	p := packet{class: isARP, mac: mac}
-	if len(b) < 28 || [6]byte(b) != [6]byte{0, 1, 8, 0, 6, 4} || [6]byte(b[8:]) != mac {
+	const padding = 18 // of the shortest Ethernet frame; more would be room for data
+	if len(b) < 28 || len(b) > 28+padding || [6]byte(b) != [6]byte{0, 1, 8, 0, 6, 4} || [6]byte(b[8:]) != mac {
 		p.forged = true
 		return p
 	}

@@ -37,6 +37,8 @@ type packet struct {
 	mac [6]byte
 	// claim is an address that ARP or neighbour discovery says is the sender's; invalid for none.
 	claim netip.Addr
+	// extended: there are extension headers.
+	extended bool
 	// forged is what no container has to send.
 	forged bool
 }
@@ -175,6 +177,7 @@ func readIPv6(b []byte, quoted bool) packet {
 // walkHeaders reads from the header of kind next on, which is where b begins.
 func walkHeaders(p packet, next uint8, b []byte, quoted bool) packet {
 	for walked := 0; isExtension(next); walked++ {
+		p.extended = true
 		if walked == maxHeaders {
 			p.why = TooManyHeaders
 			return p

@@ -360,14 +360,15 @@ func (a *agent) release(c *container, veths namespaces) bool {
 	if errors.Is(err, xdp.ErrOwnNamespace) {
 		return true
 	}
+	if len(found) > 0 {
+		// First, because what closes it counts under a device's block; an agent before this one may have done it.
+		err = errors.Join(err, a.kernel.CloseResolver(path, found[0].Index, false, false))
+		c.resolver = resolverState{}
+	}
 	for _, v := range found {
 		if slices.Contains(a.kernel.Devices(), v.Index) {
 			err = errors.Join(err, a.kernel.Detach(v.Index))
 		}
-	}
-	if err == nil && c.resolver.resolverClosed != (resolverClosed{}) {
-		err = a.kernel.CloseResolver(path, c.resolver.ifindex, false, false)
-		c.resolver = resolverState{}
 	}
 	if err != nil {
 		a.log.Warn("cannot take the filter off a container that asks for none; trying again", "container", c.Name, "id", short(c.ID), "error", err)

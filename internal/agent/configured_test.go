@@ -70,11 +70,13 @@ func TestConfigured(t *testing.T) {
 		{name: "two policies, one of them off", conf: freeWeb + "- {pick: {image: 'nginx:*'}, labels: {xdp.drop: udp}}\n", err: "2 policies"},
 
 		{name: "picked by Compose's labels", conf: replaceShop, run: shopUDP, want: "config: xdp.drop=tcp"},
-		{name: "an image is not picked by its labels", conf: replaceShop, run: labels{"xdp.drop": "udp"}, image: shop, want: "labels: xdp.drop=udp"},
-		{name: "nor where the container repeats them", conf: replaceShop, run: shopUDP, image: shop, want: "labels: xdp.drop=udp"},
+		{name: "what the image carries picks only to close", conf: replaceShop, run: labels{"xdp.drop": "udp"}, image: shop, want: "config: xdp.drop=tcp; labels: xdp.drop=udp", warning: "are the image's, too"},
+		{name: "what the image carries loosens nothing", conf: pickShop, image: shop, want: "config: xdp.egress.allow=dns", warning: "are the image's, too"},
+		{name: "a name is surer than the image's labels", conf: replaceWeb + "- {pick: {project: shop}, labels: {xdp.drop: udp}}\n", image: shop, want: "config: xdp.drop=tcp"},
+		{name: "also where the container repeats them", conf: replaceShop, run: shopUDP, image: shop, want: "config: xdp.drop=tcp; labels: xdp.drop=udp", warning: "are the image's, too"},
 		{name: "another value is the container's", conf: replaceShop, run: shopUDP, image: labels{"com.docker.compose.project": "other"}, want: "config: xdp.drop=tcp"},
 		{name: "an unknown image is picked to be closed", conf: pickShop, run: shop, unknown: true, want: "config: xdp.egress.allow=dns", warning: "only drop, allow, limit"},
-		{name: "an unknown image replaces nothing", conf: replaceShop, run: shopUDP, unknown: true, want: "config: xdp.drop=tcp; image: xdp.drop=udp", warning: "pick a policy"},
+		{name: "an unknown image replaces nothing", conf: replaceShop, run: shopUDP, unknown: true, want: "config: xdp.drop=tcp; image: xdp.drop=udp", warning: "picks a policy"},
 		{name: "a name is nobody's to choose", conf: replaceWeb, unknown: true, run: shop, want: "config: xdp.drop=tcp"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

@@ -84,25 +84,17 @@ func configured(c docker.Container, run map[string]string, conf config.Config) (
 		stack = append(stack, policy.Source{Origin: originFloor, Policy: *conf.Floor})
 	}
 	if !c.ImageKnown {
-		run = c.Labels
+		run = nil // nobody can tell which labels are not the image's
 	}
-	var picked []config.Policy
-	var names []string
-	for _, p := range conf.Policies {
-		if p.Pick.Matches(c.Name, c.Image, run) {
-			picked, names = append(picked, p), append(names, p.String())
-		}
+	p, sure, err := pick(c, run, conf.Policies)
+	if err != nil || p == nil {
+		return stack, false, nil, err
 	}
-	switch {
-	case len(picked) == 0:
-		return stack, false, nil, nil
-	case len(picked) > 1:
-		return nil, false, nil, fmt.Errorf("%d policies of the configuration pick this container: %s; let one of them pick it", len(picked), strings.Join(names, " and "))
-	}
-	labels, replace := picked[0].Labels, picked[0].Replace
-	if !c.ImageKnown && !picked[0].Pick.Matches(c.Name, c.Image, nil) {
-		// An image may carry the labels to be picked by. What only closes does no harm then.
-		warnings, replace = append(warnings, "the image cannot be inspected, so labels that may be its own pick a policy: of that only drop, allow, limit and default=drop hold"), false
+	labels, replace := p.Labels, p.Replace
+	if !sure {
+		// Compose gives the images that it builds the labels that it gives their containers, and any image may carry
+		// them to be picked. What only closes does no harm then.
+		warnings, replace = append(warnings, "the labels by which the configuration picks a policy are the image's, too, or may be: of that policy only drop, allow, limit and default=drop hold, beside the container's own labels; pick the container by its name or image"), false
 		if labels != nil {
 			closing := policy.FromImage(*labels)
 			labels = &closing
@@ -113,6 +105,35 @@ func configured(c docker.Container, run map[string]string, conf config.Config) (
 		warnings = append(warnings, policy.Warnings(*labels)...)
 	}
 	return stack, replace, warnings, nil
+}
+
+// pick is the policy that picks c, nil for none. sure says that it does by what is no label of the image's; run are those
+// labels. Two that do are an error, and so are two of which neither is sure.
+func pick(c docker.Container, run map[string]string, all []config.Policy) (picked *config.Policy, sure bool, err error) {
+	var certain, perhaps []config.Policy
+	for _, p := range all {
+		switch {
+		case p.Pick.Matches(c.Name, c.Image, run):
+			certain = append(certain, p)
+		case p.Pick.Matches(c.Name, c.Image, c.Labels):
+			perhaps = append(perhaps, p)
+		}
+	}
+	found := certain
+	if len(certain) == 0 {
+		found = perhaps
+	}
+	switch len(found) {
+	case 0:
+		return nil, false, nil
+	case 1:
+		return &found[0], len(certain) > 0, nil
+	}
+	var names []string
+	for _, p := range found {
+		names = append(names, p.String())
+	}
+	return nil, false, fmt.Errorf("%d policies of the configuration pick this container: %s; let one of them pick it", len(found), strings.Join(names, " and "))
 }
 
 // labelled are the sources that the labels of docker run and of the image are. Where the image is not known all count

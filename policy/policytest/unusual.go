@@ -398,6 +398,8 @@ var linkRows = []Row{
 	{Name: "solicitation with room for data: an option of another kind or length, a second one", Frames: all(solicitation.to("ff02::1:ff00:7").with(atTransport6+24, 200),
 		solicitation.to("ff02::1:ff00:7").with(atTransport6+25, 2), ipv6(protoICMPv6, ICMP(135, 0, append(neighbour(peer6), 1, 1, 0, 0, 0x5e, 0, 0x53, 1)...)).hops(255).to("ff02::1:ff00:7")),
 		Allow: "pass", Drop: "pass", Own: "spoof"},
+	{Name: "solicitation behind an extension header", Frames: ipv6(60, Extension(protoICMPv6, 0, ICMP(135, 0, neighbour(peer6)...))).hops(255).to("ff02::1:ff00:7"),
+		Allow: "pass", Drop: "pass", Own: "spoof"},
 	{Name: "solicitation, advertisement to somebody far away", Frames: all(solicitation, advertisement), Is: "icmp=rule", Isnt: "udp", Allow: "default", Drop: "pass"},
 	{Name: "advertisement to somebody far away of somebody else's address, or MAC", Frames: all(ipv6(protoICMPv6, ICMP(136, 0, neighbour(peer6)...)).hops(255), advertisement.with(atTransport6+26, 2)),
 		Is: "icmp=rule", Isnt: "udp", Allow: "default", Drop: "pass", Own: "spoof"},

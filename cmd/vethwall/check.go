@@ -248,7 +248,7 @@ func sentences(s policy.Stack, hook policy.Hook) []string {
 		out = append(out, "What it sends is judged by "+hook.String()+" XDP.")
 	}
 	return append(out,
-		"ARP, neighbour discovery and MLD always pass; an ICMP error passes where the packet that it quotes would.",
+		"No rule applies to ARP, neighbour discovery and MLD; an ICMP error passes where the packet that it quotes would.",
 		"What cannot be read, such as a later fragment, is dropped if a rule could have dropped it.",
 	)
 }

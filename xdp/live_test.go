@@ -290,10 +290,9 @@ func TestLiveTCPForgotten(t *testing.T) {
 
 		must(t, f.Attach(n.host.Index, Want{Policy: labelled(t, "xdp.egress.allow=25/tcp xdp.ingress.allow=443/tcp"), Mode: c.mode}))
 		forget(t, f, n.host.Index)
-		ended(t, f, n.host.Index, all, c.labels+", forbidden and forgotten")
 		f.Close()
 		f = open(t, dir)
-		ended(t, f, n.host.Index, all, c.labels+", forbidden, another process")
+		ended(t, f, n.host.Index, all, c.labels+", forbidden and forgotten, another process")
 		for _, l := range all {
 			l.close()
 		}

@@ -205,12 +205,16 @@ func (f *Filter) Attach(ifindex int, w Want) error {
 	delete(f.held, ifindex)
 	hooks := f.hooks(ifindex, w)
 	operators := f.has(hookID{ifindex, hookProgram})
-	fresh := !f.hooked(ifindex)
-	shut := fresh && f.maps.isShut(ifindex)
+	fresh, closed := !f.hooked(ifindex), f.maps.isShut(ifindex)
+	if !fresh {
+		if err := f.stop(ifindex, w); err != nil {
+			return err
+		}
+	}
 	// Before the hooks: one that is brought from an earlier version's maps to ours finds its policy there.
 	first := w
-	if shut {
-		first = Want{Policy: Closed()} // what says that Shut has been here stays until the filter is complete
+	if closed {
+		first = Want{Policy: Closed()} // until the filter is complete; without a link it says that Shut has been here
 	}
 	if err := f.maps.setPolicy(ifindex, first, f.both(ifindex)); err != nil {
 		return err
@@ -220,7 +224,7 @@ func (f *Filter) Attach(ifindex int, w Want) error {
 			if fresh {
 				err = errors.Join(err, f.unhook(ifindex))
 			}
-			if fresh && !shut {
+			if fresh && !closed {
 				err = errors.Join(err, f.maps.remove(ifindex))
 			}
 			return err
@@ -234,7 +238,7 @@ func (f *Filter) Attach(ifindex int, w Want) error {
 	if err := f.maps.setPolicy(ifindex, w, f.both(ifindex)); err != nil {
 		return err
 	}
-	if shut {
+	if fresh && closed {
 		return setLink(ifindex, netlink.LinkSetUp)
 	}
 	return nil

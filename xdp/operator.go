@@ -1,7 +1,6 @@
 package xdp
 
 import (
-	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -11,17 +10,12 @@ import (
 	"strings"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/link"
 )
 
 // What is loaded of the operator's programs is pinned under programs/, by what was read. The containers that ask for the
 // same share it and its maps, and so does the next agent.
-
-// digest tells programs apart by content and section.
-type digest [sha256.Size]byte
-
-func (p Program) digest() digest {
-	return sha256.Sum256([]byte(p.section() + "\x00" + p.content.Value()))
-}
 
 func (f *Filter) programsDir() string { return filepath.Join(f.dir, "programs") }
 
@@ -31,7 +25,7 @@ func (f *Filter) programPin(d digest) string {
 
 // operators is p in the kernel. What the kernel refuses it refuses until the next Sweep, however many containers ask.
 func (f *Filter) operators(p Program) (*ebpf.Program, error) {
-	d := p.digest()
+	d := p.digest
 	if l, ok := f.programs[d]; ok {
 		return l.program, l.err
 	}
@@ -105,23 +99,87 @@ func isSlot(hook string) bool {
 	return hook == hookXDP || hook == hookProgram || hook == hookByHand
 }
 
-// inherit gives the link that another hook of ours has in the XDP slot to id, with the program that belongs there. No
-// packet passes between the two. Our own program takes nothing from one that was attached by hand.
+// stop lets the XDP slot drop everything where it is going to have another program of the operator's, or none, until Attach
+// has put that there: program and policy change one after the other, and no packet may meet the old one and the new. Where
+// the slot is empty the program comes at once: what it passes the old policy judges, too.
+func (f *Filter) stop(ifindex int, w Want) error {
+	wanted := hookID{ifindex, hookXDP}
+	if w.Program != (Program{}) {
+		wanted.hook = hookProgram
+	}
+	slot, l := f.slot(ifindex)
+	if l == nil && wanted.hook == hookXDP || l != nil && wanted.hook != hookProgram && slot.hook != hookProgram {
+		return nil // the operator has no part in it
+	}
+	program, err := f.program(wanted.hook, w)
+	if err != nil {
+		return err
+	}
+	if l != nil {
+		info, err := l.Info()
+		if err != nil {
+			return fmt.Errorf("link of ifindex %d: %w", ifindex, err)
+		}
+		if info.Program == programID(program) {
+			return nil
+		}
+	}
+	// That takes milliseconds, in which the old policy judges.
+	if err := f.ensure(hookID{ifindex, hookSent}, w); err != nil {
+		return err
+	}
+	if l == nil {
+		return f.ensure(wanted, w)
+	}
+	if err := dropAll(l); err != nil {
+		return fmt.Errorf("exchange the program of ifindex %d: %w", ifindex, err)
+	}
+	return nil
+}
+
+// slot is which of our hooks has the XDP slot, and its link; nil for none. What somebody has taken by hand we may still hold
+// as ours, so that is looked for first.
+func (f *Filter) slot(ifindex int) (hookID, link.Link) {
+	for _, hook := range []string{hookByHand, hookProgram, hookXDP} {
+		if l := f.live(hookID{ifindex, hook}); l != nil {
+			return hookID{ifindex, hook}, l
+		}
+	}
+	return hookID{}, nil
+}
+
+// dropAll gives an XDP link a program that lets nothing pass.
+func dropAll(l link.Link) error {
+	const xdpDrop = 1
+	program, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+		Name: "vethwall_stop", Type: ebpf.XDP, AttachType: ebpf.AttachXDP, License: "MIT",
+		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, xdpDrop), asm.Return()},
+	})
+	if err != nil {
+		return err
+	}
+	defer program.Close()
+	return l.Update(program)
+}
+
+// inherit gives the link that another hook of ours has in the XDP slot to id, with the program that belongs there, in one
+// step. Our own program takes nothing from one that was attached by hand.
 func (f *Filter) inherit(id hookID, program *ebpf.Program) error {
-	for _, hook := range []string{hookXDP, hookProgram, hookByHand} {
-		from := hookID{id.ifindex, hook}
-		l := f.live(from)
-		if l == nil || from == id || id.hook == hookXDP && hook == hookByHand {
-			continue
-		}
-		if err := l.Update(program); err != nil {
-			return fmt.Errorf("exchange the program of ifindex %d: %w", id.ifindex, err)
-		}
-		delete(f.links, from)
-		f.links[id] = l
-		if err := os.Rename(f.pin(from), f.pin(id)); err != nil && !errors.Is(err, os.ErrNotExist) {
-			return err
-		}
+	from, l := f.slot(id.ifindex)
+	if l == nil || from == id || id.hook == hookXDP && from.hook == hookByHand {
+		return nil
+	}
+	if err := l.Update(program); err != nil {
+		return fmt.Errorf("exchange the program of ifindex %d: %w", id.ifindex, err)
+	}
+	delete(f.links, from)
+	if own := (hookID{id.ifindex, hookXDP}); f.links[own] != nil { // the same link, from before it was taken by hand
+		_ = f.links[own].Close()
+		delete(f.links, own)
+	}
+	f.links[id] = l
+	if err := os.Rename(f.pin(from), f.pin(id)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
 	}
 	return nil
 }

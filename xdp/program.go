@@ -1,6 +1,7 @@
 package xdp
 
 import (
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -23,8 +24,12 @@ const maxObject = 1 << 20
 // Equal programs are equal values, and share their memory.
 type Program struct {
 	Name    string // NAME[:SECTION], as it was asked for
+	digest  digest
 	content unique.Handle[string]
 }
+
+// digest tells programs apart by content and section.
+type digest [sha256.Size]byte
 
 func (p Program) section() string {
 	_, section, _ := strings.Cut(p.Name, ":")
@@ -47,7 +52,7 @@ func ReadProgram(dir, name string) (Program, error) {
 	if err != nil {
 		return Program{}, fmt.Errorf("xdp.program=%s: %w", name, err)
 	}
-	return Program{name, unique.Make(content)}, nil
+	return Program{name, sha256.Sum256([]byte(section + "\x00" + content)), unique.Make(content)}, nil
 }
 
 // Try lets the kernel look at a program. fs.ErrPermission holds for the error where this user may not ask.

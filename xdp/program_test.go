@@ -14,6 +14,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -227,59 +228,88 @@ func TestProgramChanges(t *testing.T) {
 	}
 }
 
-// TestProgramWithoutAGap lets a program come and go under a policy that drops what the container sends all the time. The
-// sink counts what passes, and then that it would.
+// TestProgramWithoutAGap goes through programs and policies of which the one or the other drops what the container sends all
+// the time. The sink counts what passes, and then that it would.
 func TestProgramWithoutAGap(t *testing.T) {
 	n := newNetwork(t)
-	udp := readProgram(t, programs(t, nil), "udp")
+	objects := programs(t, nil)
+	udp, dropper := readProgram(t, objects, "udp"), readProgram(t, objects, "dropper")
 	f := open(t, bpffs(t))
 	defer f.Close()
-	drop := labelled(t, "xdp.drop=udp")
-	must(t, f.Attach(n.host.Index, Want{Policy: drop}))
-	sink, err := net.ListenPacket("udp", "[2001:db8::1]:0")
+	sink, err := net.ListenPacket("udp4", "192.0.2.1:0")
 	must(t, err)
 	defer sink.Close()
-	var sent atomic.Int64
-	end := make(chan struct{})
-	done := make(chan struct{})
-	n.inContainer(func() {
-		c, err := net.Dial("udp", sink.LocalAddr().String())
-		must(t, err)
-		go func() {
-			defer close(done)
-			defer c.Close()
-			for {
-				select {
-				case <-end:
-					return
-				default:
-					_, _ = c.Write([]byte("datagram"))
-					sent.Add(1)
-				}
-			}
-		}()
-	})
-	for range 25 {
-		for _, p := range []Program{udp, {}} {
-			before := sent.Load()
-			must(t, f.Attach(n.host.Index, Want{Policy: drop, Program: p}))
-			for sent.Load() < before+100 {
+	open, dropUDP, dropTCP := labelled(t, "xdp.drop=gre"), labelled(t, "xdp.drop=udp"), labelled(t, "xdp.drop=tcp")
+	must(t, f.Attach(n.host.Index, Want{Policy: dropUDP}))
+	flood := n.flood(sink.LocalAddr().String())
+	for range 5 {
+		for _, w := range []Want{
+			{Policy: dropUDP, Program: udp}, {Policy: dropUDP}, {Policy: dropTCP, Program: udp}, {Policy: dropUDP, Program: dropper},
+			{Policy: open, Program: udp}, {Policy: open, Program: dropper}, {Policy: dropUDP, Mode: TCX}, {Policy: dropTCP, Program: dropper},
+			{Policy: Closed()}, {Policy: open, Program: udp}, {Policy: dropUDP},
+		} {
+			before := flood.sent.Load()
+			must(t, f.Attach(n.host.Index, w))
+			for flood.sent.Load() < before+100 {
 				time.Sleep(time.Millisecond)
 			}
 		}
 	}
 	must(t, sink.SetReadDeadline(time.Now().Add(long)))
 	if _, _, err := sink.ReadFrom(make([]byte, 64)); err == nil {
-		t.Error("a datagram arrived while the program changed")
+		t.Error("a datagram arrived while programs and policies changed")
 	}
-	must(t, f.Attach(n.host.Index, Want{Policy: labelled(t, "xdp.drop=tcp")}))
+	must(t, f.Attach(n.host.Index, Want{Policy: open}))
 	must(t, sink.SetReadDeadline(time.Now().Add(soon)))
 	if _, _, err := sink.ReadFrom(make([]byte, 64)); err != nil {
 		t.Errorf("nothing arrives where it may: %v", err)
 	}
-	close(end)
-	<-done
-	t.Logf("%d datagrams", sent.Load())
+	flood.stop()
+	t.Logf("%d datagrams", flood.sent.Load())
+}
+
+// flooding is a container that sends all the time.
+type flooding struct {
+	sent      atomic.Int64
+	end, done chan struct{}
+}
+
+// flood sends datagrams from the container, whose neighbour it need not ask for.
+func (n *network) flood(to string) *flooding {
+	n.t.Helper()
+	host, err := netlink.LinkByIndex(n.host.Index)
+	must(n.t, err)
+	fl := &flooding{end: make(chan struct{}), done: make(chan struct{})}
+	n.inContainer(func() {
+		eth0, err := netlink.LinkByName("eth0")
+		must(n.t, err)
+		must(n.t, netlink.NeighSet(&netlink.Neigh{
+			LinkIndex: eth0.Attrs().Index, State: netlink.NUD_PERMANENT, IP: net.IPv4(192, 0, 2, 1), HardwareAddr: host.Attrs().HardwareAddr,
+		}))
+		c, err := net.Dial("udp", to)
+		must(n.t, err)
+		go fl.run(c)
+	})
+	return fl
+}
+
+func (fl *flooding) run(c net.Conn) {
+	defer close(fl.done)
+	defer c.Close()
+	for {
+		select {
+		case <-fl.end:
+			return
+		default:
+			_, _ = c.Write([]byte("datagram"))
+			fl.sent.Add(1)
+		}
+	}
+}
+
+func (fl *flooding) stop() {
+	close(fl.end)
+	<-fl.done
 }
 
 // TestProgramOutlivesItsProcess checks that the next agent takes over link and program, maps included, and exchanges a

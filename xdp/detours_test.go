@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
@@ -268,5 +269,26 @@ func TestLimitNeedsTC(t *testing.T) {
 		must(t, f.Attach(n.host.Index, Want{Policy: labelled(t, c.labels), Mode: c.mode}))
 		n.wantHooks(dir, string(c.mode)+" "+c.labels, c.hooks...)
 		must(t, f.Detach(n.host.Index))
+	}
+}
+
+// TestBothNeedsTheSlot checks what Both says where somebody else has the XDP slot, and when it is free again.
+func TestBothNeedsTheSlot(t *testing.T) {
+	n := newNetwork(t)
+	l, err := link.AttachXDP(link.XDPOptions{Program: passProgram(t), Interface: n.host.Index, Flags: link.XDPGenericMode})
+	must(t, err)
+	defer l.Close()
+	dir := bpffs(t)
+	f := open(t, dir)
+	defer f.Close()
+	for _, free := range []bool{false, true} {
+		if free {
+			must(t, l.Detach())
+		}
+		must(t, f.Attach(n.host.Index, Want{Policy: labelled(t, "xdp.drop=udp"), BothHooks: true}))
+		n.wantUDP(false, "drop=udp")
+		if got := f.Both(n.host.Index); got != free {
+			t.Errorf("both hooks: %v, and the slot is free: %v", got, free)
+		}
 	}
 }

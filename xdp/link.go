@@ -192,8 +192,9 @@ func (f *Filter) hooks(ifindex int, w Want) (out []string) {
 	return out
 }
 
-// both reports whether tc ingress follows our XDP program, which then leaves a mark for it.
-func (f *Filter) both(ifindex int) bool {
+// Both reports whether both our XDP program and tc ingress judge what the other end of a device sends. XDP then leaves a
+// mark for tc.
+func (f *Filter) Both(ifindex int) bool {
 	return !f.ByHand(ifindex) && f.has(hookID{ifindex, hookXDP}) && f.has(hookID{ifindex, hookSent})
 }
 
@@ -216,7 +217,7 @@ func (f *Filter) Attach(ifindex int, w Want) error {
 	if closed {
 		first = Want{Policy: Closed()} // until the filter is complete; without a link it says that Shut has been here
 	}
-	if err := f.maps.setPolicy(ifindex, first, f.both(ifindex)); err != nil {
+	if err := f.maps.setPolicy(ifindex, first, f.Both(ifindex)); err != nil {
 		return err
 	}
 	for _, hook := range hooks {
@@ -235,7 +236,7 @@ func (f *Filter) Attach(ifindex int, w Want) error {
 			return err
 		}
 	}
-	if err := f.maps.setPolicy(ifindex, w, f.both(ifindex)); err != nil {
+	if err := f.maps.setPolicy(ifindex, w, f.Both(ifindex)); err != nil {
 		return err
 	}
 	if fresh && closed {
@@ -367,7 +368,7 @@ func (f *Filter) Detach(ifindex int) error {
 		// The hooks go one after the other, and what is left judges meanwhile.
 		open, err := Compile(nil)
 		if err == nil {
-			err = f.maps.setPolicy(ifindex, Want{Policy: open}, f.both(ifindex))
+			err = f.maps.setPolicy(ifindex, Want{Policy: open}, f.Both(ifindex))
 		}
 		errs = append(errs, err)
 	}

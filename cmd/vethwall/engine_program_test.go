@@ -56,8 +56,14 @@ func refusedObject(t *testing.T, udp []byte) []byte {
 	return out
 }
 
-// TestProgram lets the operator's programs judge before policies. udp.o reads the fields of IPv4 in whatever comes, so
-// only IPv4 is asked for.
+// The article's udp.o reads the fields of IPv4 in whatever comes, so only IPv4 is asked for.
+var (
+	udpWays  = []string{"53/udp@A", "54/udp@A"}
+	tcpWays  = []string{"25/tcp@A", "443/tcp@A"}
+	pingWays = []string{"ping@A"}
+)
+
+// TestProgram lets the operator's programs judge before policies.
 func TestProgram(t *testing.T) {
 	t.Parallel()
 	v := enginetest.Own(t).Install()
@@ -65,7 +71,6 @@ func TestProgram(t *testing.T) {
 	network, tr := twoSinks(t, v, image)
 	putPrograms(t, v)
 	v.StartAgent()
-	udp, tcp, ping := []string{"53/udp@A", "54/udp@A"}, []string{"25/tcp@A", "443/tcp@A"}, []string{"ping@A"}
 
 	both := v.Start(image, "both", labelled(network, "xdp.program=udp.o:dropper_main", "xdp.drop=tcp"))
 	alone := v.Start(image, "alone", labelled(network, "xdp.program=udp"))
@@ -77,10 +82,10 @@ func TestProgram(t *testing.T) {
 		hooks           int
 		denied, allowed []string
 	}{
-		{both, "udp.o:dropper_main", "generic", 3, append(udp, tcp...), ping},
-		{alone, "udp", "generic", 2, udp, append(tcp, ping...)},
-		{native, "udp", "native", 3, append(udp, ping...), tcp},
-		{all, "dropper.o:.text", "generic", 2, slices.Concat(udp, tcp, ping), nil},
+		{both, "udp.o:dropper_main", "generic", 3, slices.Concat(udpWays, tcpWays), pingWays},
+		{alone, "udp", "generic", 2, udpWays, slices.Concat(tcpWays, pingWays)},
+		{native, "udp", "native", 3, slices.Concat(udpWays, pingWays), tcpWays},
+		{all, "dropper.o:.text", "generic", 2, slices.Concat(udpWays, tcpWays, pingWays), nil},
 	} {
 		s := awaitFilter(t, v, tc.c.Name, 1)
 		h := s.Interfaces[0].Hooks
@@ -97,41 +102,49 @@ func TestProgram(t *testing.T) {
 	}
 	refused(t, v.Ask("attach", both.Name, dropper), "xdp.program has the XDP slot")
 
-	t.Run("next agent", func(t *testing.T) {
-		before, _ := statusOf(t, v, both.Name)
-		v.With(t).EndAgent(syscall.SIGKILL)
-		tr.shows(t, both, append(udp, tcp...), ping)
-		v.With(t).StartAgent()
-		if s := awaitFilter(t, v, both.Name, 1); !slices.Equal(linkIDs(s), linkIDs(before)) || s.Interfaces[0].Hooks[2] != before.Interfaces[0].Hooks[2] {
-			t.Errorf("other links or another program: %+v, before %+v", s, before)
-		}
-	})
+	t.Run("next agent", func(t *testing.T) { programOfTheNextAgent(t, v, tr, both) })
 	t.Run("the object comes later", func(t *testing.T) {
 		c := v.With(t).Start(image, "later", labelled(network, "xdp.program=later"))
 		await(t, v, c.Name, "is closed", func(s agent.ContainerStatus) bool { return s.State == agent.Quarantined })
-		tr.shows(t, c, append(udp, tcp...), nil)
+		tr.shows(t, c, slices.Concat(udpWays, tcpWays), nil)
 		if err := os.WriteFile(filepath.Join(v.Programs, "later.o"), readFile(t, udpOnly), 0o644); err != nil {
 			t.Fatal(err)
 		}
 		awaitFilter(t, v, c.Name, 1)
-		tr.shows(t, c, udp, tcp)
+		tr.shows(t, c, udpWays, tcpWays)
 	})
-	t.Run("the configuration takes it", func(t *testing.T) {
-		c := v.With(t).Start(image, "picked", labelled(network, "xdp.drop=tcp"))
-		before := awaitFilter(t, v, c.Name, 1)
-		with := func(program string) func(agent.ContainerStatus) bool {
-			return func(s agent.ContainerStatus) bool {
-				h := s.Interfaces[0].Hooks
-				return filtered(s) && h[len(h)-1].Program == program
-			}
-		}
-		v.Configure("policies: [{pick: {name: " + c.Name + "}, labels: {xdp.program: udp}}]")
-		await(t, v, c.Name, "has a program", with("udp"))
-		tr.shows(t, c, append(udp, tcp...), ping)
-		v.Configure("{}")
-		if s := await(t, v, c.Name, "has none", with("")); !slices.Equal(linkIDs(s), linkIDs(before)) {
-			t.Errorf("other links: %+v, before %+v", s, before)
-		}
-		tr.shows(t, c, tcp, append(udp, ping...))
+	t.Run("the configuration has it", func(t *testing.T) {
+		configuredProgram(t, v, tr, v.With(t).Start(image, "picked", labelled(network, "xdp.drop=tcp")))
 	})
+}
+
+// programOfTheNextAgent checks that the program judges on without an agent, and that the next one takes over program and link.
+func programOfTheNextAgent(t *testing.T, v *enginetest.Vethwall, tr *traffic, c *enginetest.Container) {
+	before, _ := statusOf(t, v, c.Name)
+	v.With(t).EndAgent(syscall.SIGKILL)
+	tr.shows(t, c, slices.Concat(udpWays, tcpWays), pingWays)
+	v.With(t).StartAgent()
+	s := awaitFilter(t, v, c.Name, 1)
+	if !slices.Equal(linkIDs(s), linkIDs(before)) || s.Interfaces[0].Hooks[2] != before.Interfaces[0].Hooks[2] {
+		t.Errorf("other links or another program: %+v, before %+v", s, before)
+	}
+}
+
+// configuredProgram gives a container a program by the configuration, and takes it away again.
+func configuredProgram(t *testing.T, v *enginetest.Vethwall, tr *traffic, c *enginetest.Container) {
+	before := awaitFilter(t, v, c.Name, 1)
+	with := func(program string) func(agent.ContainerStatus) bool {
+		return func(s agent.ContainerStatus) bool {
+			h := s.Interfaces[0].Hooks
+			return filtered(s) && h[len(h)-1].Program == program
+		}
+	}
+	v.Configure("policies: [{pick: {name: " + c.Name + "}, labels: {xdp.program: udp}}]")
+	await(t, v, c.Name, "has a program", with("udp"))
+	tr.shows(t, c, slices.Concat(udpWays, tcpWays), pingWays)
+	v.Configure("{}")
+	if s := await(t, v, c.Name, "has none", with("")); !slices.Equal(linkIDs(s), linkIDs(before)) {
+		t.Errorf("other links: %+v, before %+v", s, before)
+	}
+	tr.shows(t, c, tcpWays, slices.Concat(udpWays, pingWays))
 }

@@ -54,7 +54,11 @@ addresses only a host knows hold nobody.`,
 		if err != nil {
 			return usageError(cmd, err)
 		}
-		return e.showExplanation(x, dir, asked, *out)
+		sentence := x.Sentence(dir, asked)
+		if program := agent.Program(stack); program != "" {
+			sentence += " The program " + program + " comes first on what it sends, and what that drops is not known here."
+		}
+		return e.showExplanation(x, clean(sentence), *out)
 	}
 	return cmd
 }
@@ -116,8 +120,7 @@ func containerStack(ctx context.Context, name string, conf config.Config) (polic
 	return groups.Resolve(stack), nil
 }
 
-func (e *env) showExplanation(x policy.Explanation, dir policy.Direction, asked string, f format) error {
-	sentence := clean(x.Sentence(dir, asked))
+func (e *env) showExplanation(x policy.Explanation, sentence string, f format) error {
 	var err error
 	if f == jsonDoc {
 		err = e.printJSON(struct {

@@ -57,6 +57,7 @@ type kernel interface {
 	CloseResolver(path string, ifindex int, udp, tcp bool) error
 	Devices() []int
 	ByHand(ifindex int) bool
+	Both(ifindex int) bool
 	Bound(answered int) error
 	Sweep() error
 	Retire() error
@@ -493,9 +494,7 @@ func (a *agent) attach(c *container, i *Interface, siblings []int) error {
 	if err := a.kernel.Attach(i.Ifindex, want); err != nil {
 		return a.shut(i, oneLine(err))
 	}
-	if c.want.audits {
-		i.State = Audit
-	}
+	i.State, i.Error = a.attached(c, i.Ifindex)
 	if !known {
 		if n := a.kernel.Unseen(i.Ifindex); n > 0 {
 			c.late[i.Ifindex] = n
@@ -503,9 +502,20 @@ func (a *agent) attach(c *container, i *Interface, siblings []int) error {
 		}
 	}
 	if n := c.late[i.Ifindex]; n > 0 {
-		i.State, i.Late = Late, n
+		i.State, i.Late = Worst(i.State, Late), n
 	}
 	return nil
+}
+
+// attached is the state of an interface whose filter is in force, and why it is not a better one.
+func (a *agent) attached(c *container, ifindex int) (State, string) {
+	switch {
+	case c.want.both && c.want.program == "" && !a.kernel.Both(ifindex):
+		return Partial, "what it sends can get around one hook, by CAP_NET_ADMIN or as its runtime or a joiner's is wired, and another program has the XDP slot; see bpftool net"
+	case c.want.audits:
+		return Audit, ""
+	}
+	return Enforced, ""
 }
 
 // shut closes an interface of a container that must be closed. An error means that it is open.

@@ -33,6 +33,7 @@ type fakeKernel struct {
 	namespaces map[string][]xdp.Veth // path -> veths
 	attached   map[int]string        // ifindex -> "open", "closed" or "down"
 	byHand     map[int]bool
+	foreign    map[int]bool   // somebody else has the XDP slot
 	unseen     map[int]uint64 // packets sent before the filter came
 	records    map[string][]byte
 	host       *host
@@ -46,7 +47,7 @@ type fakeKernel struct {
 
 func newFakeKernel() *fakeKernel {
 	return &fakeKernel{
-		namespaces: map[string][]xdp.Veth{}, attached: map[int]string{}, byHand: map[int]bool{}, unseen: map[int]uint64{},
+		namespaces: map[string][]xdp.Veth{}, attached: map[int]string{}, byHand: map[int]bool{}, foreign: map[int]bool{}, unseen: map[int]uint64{},
 		records: map[string][]byte{}, fail: map[string]error{}, host: &host{}, last: map[int]xdp.Want{},
 		objects: map[string]xdp.Program{}, resolvers: map[string]resolverClosed{},
 	}
@@ -137,6 +138,12 @@ func (k *fakeKernel) ByHand(ifindex int) bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	return k.byHand[ifindex]
+}
+
+func (k *fakeKernel) Both(ifindex int) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.last[ifindex].BothHooks && !k.foreign[ifindex] && !k.byHand[ifindex]
 }
 
 func (k *fakeKernel) detachByHand(ifindex int) error {

@@ -147,3 +147,21 @@ func TestNobodyPeeks(t *testing.T) {
 		}
 	})
 }
+
+// Where two hooks are needed and there is room for one, the way around it is named.
+func TestOneHookOfTwo(t *testing.T) {
+	needs, plain := box(10, true, "xdp.drop=udp"), box(20, true, "xdp.drop=udp")
+	needs.Runtime = "kata"
+	inTime(t, []docker.Container{needs, plain}, func(r *rig) {
+		r.kernel.foreign[10], r.kernel.foreign[20] = true, true
+	}, func(r *rig) {
+		r.want(needs, "partial [bridge partial 10:open]")
+		if got := r.kernel.record(needs.ID).Interfaces[0].Error; !strings.Contains(got, "can get around one hook") {
+			t.Errorf("error %q", got)
+		}
+		r.want(plain, "enforced [bridge enforced 20:open]")
+		r.kernel.set(func() { delete(r.kernel.foreign, 10) })
+		r.after(resync)
+		r.want(needs, enforced10)
+	})
+}

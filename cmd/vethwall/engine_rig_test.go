@@ -12,6 +12,7 @@ import (
 
 	"github.com/vethwall/vethwall/internal/agent"
 	"github.com/vethwall/vethwall/internal/enginetest"
+	"github.com/vethwall/vethwall/policy"
 )
 
 // statusOf is what `status NAME -o json` says, and whether there is such a container.
@@ -85,6 +86,18 @@ func drops(s agent.ContainerStatus) (n uint64) {
 	return n
 }
 
+// dropsFor is how many packets a container's interfaces have dropped for a reason.
+func dropsFor(s agent.ContainerStatus, why policy.Reason) (n uint64) {
+	for _, i := range s.Interfaces {
+		for _, d := range i.Drops {
+			if d.Reason == why.String() && !d.Audit {
+				n += d.Packets
+			}
+		}
+	}
+	return n
+}
+
 // sink is a container that says what it received, under the letter that ways name.
 type sink struct {
 	*enginetest.Container
@@ -137,6 +150,9 @@ func (tr *traffic) shows(t *testing.T, from *enginetest.Container, denied, allow
 		if n := arrived[name][text(way)]; n > 0 {
 			t.Errorf("%s: %s arrived %d times", from.Name, way, n)
 		}
+	}
+	if s, _ := statusOf(t, tr.v, from.Name); dropsFor(s, policy.Spoof) > 0 {
+		t.Errorf("%s: what it sent is taken for forged: %+v", from.Name, s)
 	}
 }
 

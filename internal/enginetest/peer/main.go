@@ -8,6 +8,7 @@
 //	peer tcp-dial [flags] ADDR:PORT TEXT    connect, send, wait for the echo
 //	peer tcp-talk ADDR:PORT TEXT            connect once, and send and wait for the echo without end
 //	peer ping [flags] ADDR                  ICMP echo request, wait for the reply
+//	peer raw DEVICE FRAME...                send Ethernet frames, in hexadecimal, as they are
 //	peer many COMMAND... -- COMMAND...      do several of the above at once; prints a JSON list of their
 //	                                        errors, "" for what worked
 //	peer resolve NAME                       ask the resolver of /etc/resolv.conf for the addresses of NAME
@@ -69,6 +70,8 @@ func run(args []string) error {
 		return ping(args)
 	case "resolve":
 		return resolve(args)
+	case "raw":
+		return raw(args)
 	case "many":
 		return many(args)
 	}

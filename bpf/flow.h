@@ -91,6 +91,19 @@ static __always_inline struct verdict may_go_on(const struct policy *policy, str
 	return v;
 }
 
+/*
+ * What a changed policy forbids stays in its table, forbidden, until neither side has sent for the idle time: of any
+ * protocol but TCP (judge_midstream) who sends next would else open it anew, and that may be the other side, which may.
+ */
+static __always_inline void end(void *table, struct flow *f, const struct flow_key *k,
+				const struct packet *p, __u64 now)
+{
+	if (k->proto == IPPROTO_TCP)
+		bpf_map_delete_elem(table, k);
+	else if (!p->quotes)
+		f->seen = now;
+}
+
 static __always_inline void note_tcp(struct flow *f, const struct packet *p)
 {
 	if (p->tcp_flags & (TCP_FIN | TCP_RST))
@@ -120,7 +133,7 @@ static __always_inline int goes_on(const struct policy *policy, const struct sta
 	if (f && now - f->seen < idle_time(f, k->proto)) {
 		*v = may_go_on(policy, f, k);
 		if (!passes(*v)) {
-			bpf_map_delete_elem(s->answered, k);
+			end(s->answered, f, k, p, now);
 			return 1;
 		}
 		if (p->quotes)
@@ -142,7 +155,7 @@ static __always_inline int goes_on(const struct policy *policy, const struct sta
 	}
 	*v = may_go_on(policy, f, k);
 	if (!passes(*v)) {
-		bpf_map_delete_elem(s->unanswered, k);
+		end(s->unanswered, f, k, p, now);
 		return 1;
 	}
 	if (p->quotes)

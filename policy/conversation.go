@@ -165,7 +165,12 @@ func (c *Conversations) converse(s Stack, dir Direction, pkt packet, quoted bool
 			v = s.judge(open.opener, open.question)
 		}
 		if !v.Passes() {
-			delete(c.open, key)
+			// Of other protocols who sends next would open it anew, and that may be the side that may.
+			if key.proto == protoTCP {
+				delete(c.open, key)
+			} else if !quoted {
+				open.seen = now
+			}
 			return v
 		}
 		open.under = s.text()

@@ -255,6 +255,12 @@ var conversationTests = []struct {
 		say{out, sent(syn), "pass"}, say{in, got(syn | ack), "pass"}, under("egress.drop=443/tcp"), say{in, got(ack), "rule"}, say{in, got(ack), "rule"}, say{out, sent(ack), "rule"},
 		under("drop=53/udp"), say{in, got(ack), "pass"},
 	}},
+	{"the new policy forbids what was opened, and the other side goes on", "drop=53/udp", []any{
+		say{out, between(out, udp, 40000, 443), "pass"}, say{in, between(in, udp, 40000, 443), "pass"}, under("egress.drop=443/udp"),
+		say{in, between(in, udp, 40000, 443), "rule"}, say{in, between(in, udp, 40000, 443), "rule"}, say{out, between(out, udp, 40000, 443), "rule"},
+		say{in, between(in, udp, 40001, 443), "pass"}, later{179 * time.Second, say{in, between(in, udp, 40000, 443), "rule"}},
+		later{179 * time.Second, say{out, between(out, udp, 40000, 443), "rule"}}, later{181 * time.Second, say{in, between(in, udp, 40000, 443), "pass"}},
+	}},
 	{"the new policy allows it", "drop=53/udp", []any{
 		say{out, sent(syn), "pass"}, say{in, got(syn | ack), "pass"}, under("egress.allow=443/tcp ingress.default=drop"), say{in, got(ack), "pass"}, say{out, sent(ack), "pass"},
 	}},

@@ -62,7 +62,7 @@ func TestEngine(t *testing.T) {
 		t.Errorf("endpoint %+v, connected to %s", ep, connected.NetworkID)
 	}
 	attached, err := c.Attachments(ctx, connected.NetworkID)
-	if err != nil || len(attached) != 1 || attached[0].ContainerID != box.ID || attached[0].MAC.String() != got.Networks[0].MAC.String() {
+	if err != nil || len(attached) != 1 || attached[0].ContainerID != box.ID || attached[0].MAC.String() != got.Networks[0].MAC.String() || !slices.Equal(attached[0].Addrs, got.Networks[0].Addrs) {
 		t.Errorf("attached: %+v, %v", attached, err)
 	}
 	d.Run("network", "connect", "bridge", box.ID)

@@ -62,6 +62,7 @@ type Attachment struct {
 	// network is complete.
 	ContainerID string
 	MAC         net.HardwareAddr
+	Addrs       []netip.Addr // IPv4 first
 }
 
 // Attachments returns what is attached to a network, in no particular order. It is answered at once even while
@@ -78,7 +79,9 @@ func (c *Client) Attachments(ctx context.Context, networkID string) ([]Attachmen
 		if err != nil {
 			continue // without one it is no end of a veth
 		}
-		a := Attachment{MAC: mac}
+		v4, _, _ := strings.Cut(e.IPv4Address, "/")
+		v6, _, _ := strings.Cut(e.IPv6Address, "/")
+		a := Attachment{MAC: mac, Addrs: addrs(v4, v6)}
 		if isID(id) {
 			a.ContainerID = id
 		}

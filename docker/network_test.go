@@ -48,7 +48,7 @@ func TestAttachments(t *testing.T) {
 	c := connect(ctx, t)
 	for _, ep := range web.Networks {
 		got, err := c.Attachments(ctx, ep.NetworkID)
-		if d := cmp.Diff([]docker.Attachment{{ContainerID: web.ID, MAC: ep.MAC}}, got); d != "" || err != nil {
+		if d := cmp.Diff([]docker.Attachment{{ContainerID: web.ID, MAC: ep.MAC, Addrs: ep.Addrs}}, got, compare); d != "" || err != nil {
 			t.Error(err, d)
 		}
 	}

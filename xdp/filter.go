@@ -44,7 +44,8 @@ type Filter struct {
 	// links are our pinned links. Their file descriptors stay open, so that a filter stays when somebody
 	// removes its pin.
 	links map[hookID]link.Link
-	held  map[int]bool // devices that have the hold's program and no policy of their own
+	held  map[int]bool    // devices that have the hold's programs and no policy of their own
+	loose map[hookID]bool // links that the hold has made, without pins
 	// resolvers are what we have closed since Open, by inode of the namespace.
 	resolvers map[int]resolverClosed
 	// programs are those of the operator's that are loaded.
@@ -62,7 +63,7 @@ func Open(dir string) (*Filter, error) {
 		return nil, err
 	}
 	f := &Filter{
-		dir: dir, lock: lock, held: map[int]bool{}, resolvers: map[int]resolverClosed{}, programs: map[digest]loadedProgram{},
+		dir: dir, lock: lock, held: map[int]bool{}, loose: map[hookID]bool{}, resolvers: map[int]resolverClosed{}, programs: map[digest]loadedProgram{},
 	}
 	if err := f.load(); err != nil {
 		f.Close()

@@ -7,6 +7,8 @@ import (
 	"slices"
 	"time"
 
+	"github.com/cilium/ebpf/link"
+
 	"github.com/vethwall/vethwall/policy"
 )
 
@@ -84,11 +86,14 @@ func (h *Hold) Sync(ports []Port) (held []Port, err error) {
 		there[p.Index] = true
 		switch {
 		case h.known[p.Index]:
-		case p.dockers():
-			err = errors.Join(err, h.Arrived(p))
-			held = append(held, p)
-		default:
+		case !p.dockers():
 			others = append(others, p.Index)
+		default:
+			is, why := h.Arrived(p)
+			if is {
+				held = append(held, p)
+			}
+			err = errors.Join(err, why)
 		}
 	}
 	var gone []int
@@ -104,19 +109,49 @@ func (h *Hold) Sync(ports []Port) (held []Port, err error) {
 	return held, errors.Join(err, h.Release(others...))
 }
 
-// Held reports whether a port is held and may have been since its first frame.
-func (h *Hold) Held(ifindex int) bool { return !h.inXDP && !h.known[ifindex] }
+// Unseen is how many packets of a port have passed that is held: those from before there was a program. held is false where the
+// port is not.
+func (h *Hold) Unseen(ifindex int) (packets uint64, held bool) {
+	switch {
+	case h.known[ifindex]:
+		return 0, false
+	case h.inXDP && !h.filter.held[ifindex]:
+		return 0, false
+	case h.inXDP:
+		return h.filter.Unseen(ifindex), true
+	}
+	return 0, true
+}
 
 // Known reports whether a port has been released, or was there before.
 func (h *Hold) Known(ifindex int) bool { return h.known[ifindex] }
 
-// Arrived is told of a new port. Where no rule holds it, this does.
-func (h *Hold) Arrived(p Port) error {
-	if !h.inXDP || h.known[p.Index] || !p.dockers() {
+// Arrived is told of a new port, and says whether it is held. Where no rule holds it, this does.
+func (h *Hold) Arrived(p Port) (held bool, err error) {
+	if h.known[p.Index] || !p.dockers() {
+		return false, nil
+	}
+	if h.inXDP {
+		err = h.filter.holdBack(p.Index, hookXDP)
+	}
+	return err == nil, err
+}
+
+// Prepare attaches to a port that is held the hooks that most filters need, and makes a conversation table ready, so that
+// Attach has only a policy to write: each takes the kernel 8 ms and more. The hooks let pass what the hold does.
+// Release takes off what Attach has not made use of.
+func (h *Hold) Prepare(ifindex int) error {
+	if h.known[ifindex] {
 		return nil
 	}
-	return h.filter.holdBack(p.Index)
+	if err := h.filter.holdBack(ifindex, hookXDP, hookReceived); err != nil {
+		return err
+	}
+	return h.filter.maps.states.refill(min(len(h.filter.held), mostPrepared))
 }
+
+// mostPrepared is for how many ports conversation tables are made ahead of need; a table takes some megabytes.
+const mostPrepared = 16
 
 // Release lets ports send. Those that have a filter keep it.
 func (h *Hold) Release(ifindexes ...int) error {
@@ -127,12 +162,12 @@ func (h *Hold) Release(ifindexes ...int) error {
 	if len(ifindexes) == 0 {
 		return nil
 	}
-	if !h.inXDP {
-		return h.mend(h.rules.release(ifindexes...))
-	}
 	var errs []error
 	for _, i := range ifindexes {
 		errs = append(errs, h.filter.endHold(i))
+	}
+	if !h.inXDP {
+		errs = append(errs, h.mend(h.rules.release(ifindexes...)))
 	}
 	return errors.Join(errs...)
 }
@@ -195,38 +230,55 @@ var holdPolicy = func() *Tables {
 	return t
 }()
 
-// holdBack puts a program on a device that lets only holdPolicy pass. It has no pin, so that it ends with this
-// process; Attach gives it one together with a policy.
-func (f *Filter) holdBack(ifindex int) error {
-	if f.hooked(ifindex) {
+// holdBack puts programs on a device that let only holdPolicy pass. They have no pins, so that they end with this
+// process; Attach gives them some together with a policy. Hooks that a device has are left to whoever attached them.
+func (f *Filter) holdBack(ifindex int, hooks ...string) error {
+	if !f.held[ifindex] && f.hooked(ifindex) {
 		return nil
 	}
 	if err := f.maps.setPolicy(ifindex, Want{Policy: holdPolicy}, false); err != nil {
 		return err
 	}
-	l, err := attachXDP(ifindex, f.objs.VethwallXdp, Generic)
-	if err != nil {
-		return errors.Join(err, f.maps.remove(ifindex))
-	}
-	f.links[hookID{ifindex, hookXDP}] = l
 	f.held[ifindex] = true
+	for _, hook := range hooks {
+		id := hookID{ifindex, hook}
+		if f.links[id] != nil {
+			continue
+		}
+		var l link.Link
+		var err error
+		if hook == hookXDP {
+			l, err = attachXDP(ifindex, f.objs.VethwallXdp, Generic)
+		} else if !f.noTCX {
+			l, err = attachTCX(id, f.objs.VethwallReceived)
+		}
+		if err != nil {
+			return errors.Join(err, f.endHold(ifindex))
+		}
+		if l != nil {
+			f.links[id], f.loose[id] = l, true
+		}
+	}
 	return nil
 }
 
-// endHold takes the hold's program off, but where Attach has made a filter of it.
+// endHold takes the hold's programs off, but those that Attach has made a filter of.
 func (f *Filter) endHold(ifindex int) error {
-	id := hookID{ifindex, hookXDP}
-	l := f.links[id]
-	if _, err := os.Lstat(f.pin(id)); l == nil || err == nil {
-		return nil
+	var errs []error
+	for _, hook := range []string{hookXDP, hookReceived} {
+		id := hookID{ifindex, hook}
+		_, err := os.Lstat(f.pin(id))
+		if l := f.links[id]; l != nil && f.loose[id] && err != nil {
+			delete(f.links, id)
+			errs = append(errs, l.Detach(), l.Close())
+		}
+		delete(f.loose, id)
 	}
-	delete(f.links, id)
-	err := errors.Join(l.Detach(), l.Close())
 	if f.held[ifindex] {
 		delete(f.held, ifindex)
-		err = errors.Join(err, f.maps.remove(ifindex))
+		errs = append(errs, f.maps.remove(ifindex))
 	}
-	return err
+	return errors.Join(errs...)
 }
 
 // HoldInForce reads back how the agent that pins under dir holds new ports, and how many packets its rules have

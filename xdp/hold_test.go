@@ -184,8 +184,11 @@ func TestHold(t *testing.T) {
 			n.want(fresh, false, "held")
 			n.resolves(fresh)
 			n.rawFrames(fresh, before, false)
+			must(t, h.Prepare(fresh.Index))
+			n.want(fresh, false, "prepared")
 			must(t, h.Release(fresh.Index))
 			must(t, h.Release(fresh.Index))
+			must(t, h.Prepare(fresh.Index))
 			n.want(fresh, true, "released")
 			n.rawFrames(fresh, before, true)
 			if d := f.Devices(); len(d) > 0 {
@@ -414,7 +417,7 @@ func TestTwoHolds(t *testing.T) {
 // TestHoldBecomesAFilter attaches before it releases, as an agent does.
 func TestHoldBecomesAFilter(t *testing.T) {
 	for _, way := range []Held{HeldNFT, HeldXDP} {
-		for _, mode := range []Mode{Auto, TCX} {
+		for _, mode := range []Mode{Auto, TCX, Native} {
 			t.Run(fmt.Sprintf("%s %q", way, mode), func(t *testing.T) {
 				n := newBridged(t)
 				dir := bpffs(t)
@@ -423,8 +426,14 @@ func TestHoldBecomesAFilter(t *testing.T) {
 					inXDP(t, h)
 				}
 				fresh := n.plug("veth0000001", 0)
-				must(t, h.Arrived(fresh.Port))
+				arrived(t, h, fresh)
 				n.want(fresh, false, "held")
+				must(t, h.Prepare(fresh.Index))
+				n.want(fresh, false, "prepared")
+				n.resolves(fresh)
+				if p, d := pins(t, dir), f.Devices(); len(p) > 0 || len(d) > 0 {
+					t.Errorf("prepared, and pinned %v, filtered %v", p, d)
+				}
 				must(t, f.Attach(fresh.Index, Want{Policy: labelled(t, "xdp.egress.drop=tcp"), Mode: mode}))
 				must(t, h.Release(fresh.Index))
 				n.want(fresh, true, "drop=tcp")
@@ -437,7 +446,7 @@ func TestHoldBecomesAFilter(t *testing.T) {
 				defer f.Close()
 				defer h.Close()
 				for _, hook := range []string{hookXDP, hookSent} {
-					want := (hook == hookXDP) == (mode == Auto)
+					want := (hook == hookXDP) == (mode != TCX)
 					if f.has(hookID{fresh.Index, hook}) != want {
 						t.Errorf("hook %s: %v, want %v", hook, !want, want)
 					}
@@ -449,13 +458,20 @@ func TestHoldBecomesAFilter(t *testing.T) {
 	}
 }
 
+func arrived(t *testing.T, h *Hold, p plug) {
+	t.Helper()
+	if held, err := h.Arrived(p.Port); !held || err != nil {
+		t.Errorf("%s is held: %v, %v", p.Name, held, err)
+	}
+}
+
 // TestXDPHoldEndsWithItsAgent has no rules and no agent any more.
 func TestXDPHoldEndsWithItsAgent(t *testing.T) {
 	n := newBridged(t)
 	f, h := n.open(bpffs(t))
 	inXDP(t, h)
 	fresh := n.plug("veth0000001", 0)
-	must(t, h.Arrived(fresh.Port))
+	arrived(t, h, fresh)
 	n.want(fresh, false, "held")
 	h.Close()
 	f.Close()

@@ -203,6 +203,11 @@ func (f *Filter) Both(ifindex int) bool {
 // has a Program. A device that Shut set down comes up again, with its filter. ErrTaken: see there. After any error the
 // device may be without a filter: Shut closes it.
 func (f *Filter) Attach(ifindex int, w Want) error {
+	if f.held[ifindex] && w.Mode == Native { // a device has either generic or native XDP
+		if err := f.endHold(ifindex); err != nil {
+			return err
+		}
+	}
 	delete(f.held, ifindex)
 	hooks := f.hooks(ifindex, w)
 	operators := f.has(hookID{ifindex, hookProgram})
@@ -220,8 +225,16 @@ func (f *Filter) Attach(ifindex int, w Want) error {
 	if err := f.maps.setPolicy(ifindex, first, f.Both(ifindex)); err != nil {
 		return err
 	}
+	var added []hookID // at tc
 	for _, hook := range hooks {
-		if err := f.ensure(hookID{ifindex, hook}, w); err != nil {
+		id := hookID{ifindex, hook}
+		if !isSlot(hook) && !f.has(id) {
+			added = append(added, id)
+		}
+		if err := f.ensure(id, w); err != nil {
+			for _, id := range added {
+				err = errors.Join(err, f.unhookOne(id))
+			}
 			if fresh {
 				err = errors.Join(err, f.unhook(ifindex))
 			}

@@ -487,7 +487,7 @@ func TestDevicesThatShareASlot(t *testing.T) {
 func TestVethsIn(t *testing.T) {
 	n := newNetwork(t)
 	v := n.veth("host1", "eth1")
-	all, err := ListVeths()
+	all, _, err := ListVeths()
 	must(t, err)
 	in, err := all.In(n.path)
 	must(t, err)

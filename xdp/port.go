@@ -1,7 +1,6 @@
 package xdp
 
 import (
-	"fmt"
 	"net"
 	"strings"
 
@@ -18,15 +17,14 @@ type Port struct {
 	// NsID is the namespace id of the other end of a veth, -1 where that is in this namespace, as it is at first with
 	// engines before 28. Peer is the other end's ifindex there, 0 for what is no veth.
 	NsID, Peer int
+	// Carrier says that frames can come from it: the other end of a veth is up.
+	Carrier bool
 }
 
 // ListPorts asks the kernel for all ports of bridges.
 func ListPorts() ([]Port, error) {
-	links, err := listLinks()
-	if err != nil {
-		return nil, fmt.Errorf("list links: %w", err)
-	}
-	return portsAmong(links), nil
+	_, ports, err := ListVeths()
+	return ports, err
 }
 
 func portsAmong(links []netlink.Link) (out []Port) {
@@ -59,7 +57,7 @@ func PortAt(ifindex int) (Port, bool) {
 
 func portOf(l netlink.Link, bridge string) Port {
 	a := l.Attrs()
-	p := Port{Index: a.Index, Name: a.Name, Bridge: bridge, NsID: -1}
+	p := Port{Index: a.Index, Name: a.Name, Bridge: bridge, NsID: -1, Carrier: a.RawFlags&unix.IFF_LOWER_UP != 0}
 	if l.Type() == "veth" {
 		p.NsID, p.Peer = a.NetNsID, a.ParentIndex
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"sync"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
@@ -81,7 +82,7 @@ func newStates(objs *filterObjects, devices map[int]filterDevice) (*states, erro
 		s.tables.add(d.Counters, in.State)
 		s.buckets.add(d.Counters, in.Buckets)
 	}
-	return s, s.refill()
+	return s, s.refill(readyStates)
 }
 
 func (s *states) outer() map[string]*ebpf.Map {
@@ -102,43 +103,62 @@ func (f *Filter) Bound(answered int) error {
 	s.inner["answered"].MaxEntries = uint32(answered)
 	s.inner["unanswered"].MaxEntries = uint32(answered / unansweredShare)
 	s.ready = nil
-	return s.refill()
+	return s.refill(readyStates)
 }
 
-// refill makes tables ready, and empties those that nobody uses any more by replacing them.
-func (s *states) refill() error {
+// refill makes tables ready until there are n, and empties those that nobody uses any more by replacing them.
+func (s *states) refill(n int) error {
 	waiting := map[uint32]bool{}
 	for _, id := range s.ready {
 		waiting[id] = true
 	}
-	for id := uint32(1); id < s.objs.Answered.MaxEntries() && len(s.ready) < readyStates; id++ {
-		if s.tables.users[id] > 0 || waiting[id] {
-			continue
+	var more []uint32
+	for id := uint32(1); id < s.objs.Answered.MaxEntries() && len(s.ready)+len(more) < n; id++ {
+		if s.tables.users[id] == 0 && !waiting[id] {
+			more = append(more, id)
 		}
-		if err := s.make(id); err != nil {
-			return err
-		}
-		s.ready = append(s.ready, id)
 	}
+	if err := s.make(more); err != nil {
+		return err
+	}
+	s.ready = append(s.ready, more...)
 	return nil
 }
 
-// make puts empty tables in place as id.
-func (s *states) make(id uint32) error {
-	for name, outer := range s.outer() {
+// make puts empty tables in place.
+func (s *states) make(ids []uint32) error {
+	return s.change(ids, func(name string, outer *ebpf.Map, id uint32) error {
 		spec := s.inner[name].Copy()
 		spec.Name = name
 		m, err := ebpf.NewMap(spec)
 		if err != nil {
 			return fmt.Errorf("make a table of conversations: %w", err)
 		}
-		err = outer.Put(id, m)
-		_ = m.Close()
-		if err != nil {
+		defer m.Close()
+		if err := outer.Put(id, m); err != nil {
 			return fmt.Errorf("put a table of conversations in place: %w", err)
 		}
+		return nil
+	})
+}
+
+// change calls f for every id in every outer map, all at once: the kernel waits some 8 ms for each, and for one as long as
+// for all.
+func (s *states) change(ids []uint32, f func(name string, outer *ebpf.Map, id uint32) error) error {
+	var all sync.WaitGroup
+	errs := make(chan error, len(ids)*len(s.outer()))
+	for name, outer := range s.outer() {
+		for _, id := range ids {
+			all.Go(func() { errs <- f(name, outer, id) })
+		}
 	}
-	return nil
+	all.Wait()
+	close(errs)
+	var out error
+	for err := range errs {
+		out = errors.Join(out, err)
+	}
+	return out
 }
 
 // give lets the device of a counter block use what t takes: that of the first of siblings that has any, or an empty one.
@@ -171,7 +191,7 @@ func (s *states) give(block uint16, siblings []uint16, t *Tables) error {
 // table is a conversation table that nobody has.
 func (s *states) table() (uint32, error) {
 	if len(s.ready) == 0 {
-		if err := s.refill(); err != nil {
+		if err := s.refill(readyStates); err != nil {
 			return 0, err
 		}
 	}
@@ -216,26 +236,29 @@ const sweptStates = 8
 // sweep makes tables ready, forgets conversations that are over, and gives the memory of a few tables that nobody
 // uses back. It looks at a few tables each time, one after the other.
 func (s *states) sweep() error {
-	err := s.refill()
+	err := s.refill(readyStates)
+	if n := len(s.ready); n > readyStates {
+		s.ready, s.full = s.ready[:readyStates], append(s.full, s.ready[readyStates:]...)
+	}
 	ids := slices.Sorted(maps.Keys(s.tables.users))
 	for range min(len(ids), sweptStates) {
 		i, _ := slices.BinarySearch(ids, s.swept+1)
 		s.swept = ids[i%len(ids)]
 		err = errors.Join(err, s.expire(s.swept))
 	}
+	var unused []uint32
 	for range min(len(s.full), readyStates) {
-		id := s.full[0]
+		if id := s.full[0]; s.tables.users[id] == 0 && !slices.Contains(s.ready, id) {
+			unused = append(unused, id)
+		}
 		s.full = s.full[1:]
-		if s.tables.users[id] > 0 || slices.Contains(s.ready, id) {
-			continue
-		}
-		for _, outer := range s.outer() {
-			if e := outer.Delete(id); e != nil && !errors.Is(e, ebpf.ErrKeyNotExist) {
-				err = errors.Join(err, e)
-			}
-		}
 	}
-	return err
+	return errors.Join(err, s.change(unused, func(_ string, outer *ebpf.Map, id uint32) error {
+		if err := outer.Delete(id); !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return err
+		}
+		return nil
+	}))
 }
 
 // expire deletes the answered conversations of a table that have been idle for too long. The program does not take

@@ -23,11 +23,11 @@ type Veths map[int][]Veth
 // ErrOwnNamespace is returned for a container that lives in the host's network namespace: no device is its own.
 var ErrOwnNamespace = errors.New("lives in the host's own network namespace")
 
-// ListVeths asks the kernel for all veths whose peers are in other namespaces.
-func ListVeths() (Veths, error) {
+// ListVeths asks the kernel for all veths whose peers are in other namespaces, and for all ports of bridges.
+func ListVeths() (Veths, []Port, error) {
 	links, err := listLinks()
 	if err != nil {
-		return nil, fmt.Errorf("list links: %w", err)
+		return nil, nil, fmt.Errorf("list links: %w", err)
 	}
 	names := map[int]string{}
 	for _, l := range links {
@@ -41,7 +41,7 @@ func ListVeths() (Veths, error) {
 		}
 		out[a.NetNsID] = append(out[a.NetNsID], Veth{Index: a.Index, Name: a.Name, Bridge: names[a.MasterIndex]})
 	}
-	return out, nil
+	return out, portsAmong(links), nil
 }
 
 func listLinks() ([]netlink.Link, error) { return uninterrupted(netlink.LinkList) }

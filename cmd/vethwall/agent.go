@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strconv"
 	"strings"
 
 	"github.com/cilium/ebpf"
@@ -44,6 +45,9 @@ next one adopts them. "vethwall uninstall" removes them.`,
 			level = slog.LevelDebug
 		}
 		log := slog.New(slog.NewTextHandler(e.stderr, &slog.HandlerOptions{Level: level}))
+		if err := hurry(); err != nil {
+			log.Debug("the agent runs with the usual priority", "error", err)
+		}
 		err := agent.Run(cmd.Context(), agent.Options{Dir: *dir, Config: *conf.path, Again: again, Programs: *programs, Log: log, Ready: func() {
 			log.Info("ready: containers with xdp labels are filtered", "version", buildVersion())
 		}})
@@ -55,6 +59,25 @@ next one adopts them. "vethwall uninstall" removes them.`,
 		return err
 	}
 	return cmd
+}
+
+// niceness is the priority of the agent. It does little, but the first packet of a container waits for it: on a busy host that
+// would be dropped, and sent again a second later.
+const niceness = -10
+
+// hurry raises the priority of this process: of each of its threads, from which those to come inherit it.
+func hurry() error {
+	threads, err := os.ReadDir("/proc/self/task")
+	if err != nil {
+		return err
+	}
+	for _, t := range threads {
+		id, _ := strconv.Atoi(t.Name())
+		if err := unix.Setpriority(unix.PRIO_PROCESS, id, niceness); err != nil {
+			return fmt.Errorf("set the priority: %w", err)
+		}
+	}
+	return nil
 }
 
 // dirFlag is where commands find what is pinned.

@@ -23,6 +23,7 @@ var checks = []check{
 	{"kernel", checkKernel},
 	{"XDP link", checkXDP},
 	{"tcx link", checkTCX},
+	{"first packets", checkHold},
 	{"JIT", checkJIT},
 	{"bpffs", checkBPFFS},
 	{"Docker", checkDocker},

@@ -13,6 +13,8 @@ import (
 	"github.com/cilium/ebpf/features"
 	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
+
+	"github.com/vethwall/vethwall/xdp"
 )
 
 const needsPrivileges = "cannot be tried without the privileges"
@@ -126,6 +128,22 @@ func checkTCX(context.Context, *env) finding {
 		return finding{warn, err.Error(), "hooks other than XDP will not attach"}
 	}
 	return finding{good, "a filter attaches", ""}
+}
+
+// checkHold looks how a new container can be kept from sending until its filter is there.
+func checkHold(context.Context, *env) finding {
+	const slower = "an XDP program holds new ports once the agent has seen them, so that a first packet may be faster and the container late: "
+	if way, _ := xdp.HoldInForce(xdp.DefaultDir); way == xdp.HeldNFT {
+		return finding{good, "held by nftables, the rules are in force", ""}
+	}
+	err := xdp.TryHold()
+	switch {
+	case errors.Is(err, unix.EPERM):
+		return finding{warn, "not tried", needsPrivileges}
+	case err != nil:
+		return finding{warn, "nftables cannot hold ports of bridges: " + strings.ReplaceAll(err.Error(), "\n", "; "), slower + "a kernel with CONFIG_NF_TABLES_BRIDGE has no such gap"}
+	}
+	return finding{good, "nftables can hold ports of bridges", ""}
 }
 
 // loopback is the index of lo in every network namespace.

@@ -93,6 +93,12 @@ func TestAgentEnds(t *testing.T) {
 		if a := v.Ask("status", begins.Name); a.Code != 1 || !strings.Contains(a.Stdout, "NOT FILTERED") {
 			t.Errorf("status of what no agent has seen: %+v", a)
 		}
+		v.With(t).Wait("the end of what the agent held", func() error {
+			if !strings.Contains(v.MustAsk("status", "-o", "json"), `"by": "none"`) {
+				return errors.New("it holds")
+			}
+			return nil
+		})
 		tr.shows(t, begins, nil, append(deniedUDP, allowedUDP...))
 		v.StartAgent()
 		if s := awaitFilter(t, v, begins.Name, 1); s.State != agent.Late || s.Interfaces[0].Late == 0 {

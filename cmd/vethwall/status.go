@@ -91,7 +91,7 @@ func (s statusView) showAll(ctx context.Context, all bool) error {
 		have = slices.DeleteFunc(have, func(c agent.ContainerStatus) bool { return c.State == agent.Unfiltered })
 	}
 	if *s.out == jsonDoc {
-		return s.printJSON(document(have))
+		return s.printJSON(s.document(have))
 	}
 	s.noAgent()
 	if len(have) == 0 {
@@ -125,17 +125,28 @@ func (s statusView) showOne(ctx context.Context, name string, wait time.Duration
 }
 
 // document is the stable form of the answer.
-func document(have []agent.ContainerStatus) any {
+func (s statusView) document(have []agent.ContainerStatus) any {
+	type hold struct {
+		By      xdp.Held `json:"by"`
+		Dropped uint64   `json:"dropped"` // packets of ports that were held
+	}
+	var h hold
+	h.By, h.Dropped = xdp.HoldInForce(*s.dir)
 	return struct {
 		Schema     int                     `json:"schema"`
 		Containers []agent.ContainerStatus `json:"containers"`
-	}{1, append([]agent.ContainerStatus{}, have...)}
+		Hold       hold                    `json:"hold"`
+	}{1, append([]agent.ContainerStatus{}, have...), h}
 }
 
+// noAgent says what to know of containers that start now.
 func (s statusView) noAgent() {
+	way, _ := xdp.HoldInForce(*s.dir)
 	// To ask a directory that is not there would make it.
 	if _, err := os.Stat(*s.dir); err != nil || !xdp.AgentRuns(*s.dir) {
 		fmt.Fprintln(s.stderr, "vethwall: no agent runs: what is listed stays in force, what starts now is not filtered; start one with: vethwall agent")
+	} else if way != xdp.HeldNFT {
+		fmt.Fprintln(s.stderr, "vethwall: nftables does not hold what starts now: a first packet may be faster than its filter, and is counted; see vethwall doctor")
 	}
 }
 
@@ -195,7 +206,7 @@ func whys(c agent.ContainerStatus) []string {
 
 func (s statusView) one(c agent.ContainerStatus) error {
 	if *s.out == jsonDoc {
-		return s.printJSON(document([]agent.ContainerStatus{c}))
+		return s.printJSON(s.document([]agent.ContainerStatus{c}))
 	}
 	s.noAgent()
 	fmt.Fprintf(s.stdout, "%s %.12s: %s\npolicy: %s\n", clean(c.Name), c.ID, s.state(c.State), dash(c.Policy))

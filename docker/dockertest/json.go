@@ -51,7 +51,15 @@ func (e *Engine) network(id string, n docker.Network) object {
 	for _, c := range e.containers {
 		for _, ep := range c.Networks {
 			if c.Running && ep.NetworkID == id {
-				attached[c.ID] = object{"Name": c.Name, "EndpointID": ep.EndpointID, "MacAddress": ep.MAC.String()}
+				end := object{"Name": c.Name, "EndpointID": ep.EndpointID, "MacAddress": ep.MAC.String()}
+				for _, a := range ep.Addrs {
+					if a.Is4() {
+						end["IPv4Address"] = a.String() + "/24"
+					} else {
+						end["IPv6Address"] = a.String() + "/64"
+					}
+				}
+				attached[c.ID] = end
 			}
 		}
 	}

@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"maps"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -44,6 +45,8 @@ type Engine interface {
 	List(context.Context) ([]docker.Summary, error)
 	Inspect(context.Context, string) (docker.Container, error)
 	Networks(context.Context) ([]docker.Network, error)
+	Outline(context.Context, string) (docker.Container, error)
+	Attachments(ctx context.Context, networkID string) ([]docker.Attachment, error)
 	Watch(context.Context) *docker.Stream
 	Close()
 }
@@ -98,7 +101,14 @@ func Run(ctx context.Context, o Options) error {
 		return err
 	}
 	defer filter.Close()
-	a := newAgent(filter, o)
+	ports, err := xdp.ListPorts()
+	if err != nil {
+		first.Close()
+		return err
+	}
+	hold := xdp.OpenHold(filter, ports)
+	defer hold.Close()
+	a := newAgent(filter, hold, o)
 	a.around.conf = conf
 	a.bound(conf)
 	a.watchConfig = func(ctx context.Context) { file.follow(ctx, o.Again, func() { a.reload(file) }) }
@@ -123,8 +133,9 @@ func open(dir string) (*xdp.Filter, error) {
 // container is one that the agent has heard of.
 type container struct {
 	docker.Container
-	// inspected is false until Docker has answered once, and stale says that what it answered need not hold any more.
-	inspected, stale bool
+	// inspected is false until Docker has answered once, and stale says that what it answered need not hold any more. Of
+	// what is outlined less is known.
+	inspected, stale, outlined bool
 	// asked is the session that a question is out to, and again says that something has happened since it went out.
 	asked    *session
 	again    bool
@@ -142,15 +153,21 @@ type container struct {
 	resolver resolverState
 	object   object
 	stay     stay
+	devices  []int // its veths, as far as they have been filtered
 }
 
 type agent struct {
 	kernel       kernel
+	hold         holder
 	log          *slog.Logger
 	ready        func() // nil once it was called
 	connect      func(context.Context) (Engine, error)
-	veths        func() (namespaces, error)
-	watchHost    func(ctx context.Context, ring func())
+	veths        func() (namespaces, []xdp.Port, error)
+	portAt       func(ifindex int) (xdp.Port, bool)
+	peerMAC      func(xdp.Port) net.HardwareAddr
+	processes    func(proc string, nsids []int) (map[int][]int, error)
+	watchHost    func(ctx context.Context, ring func(), arrived func(ifindex int))
+	watchRules   func(ctx context.Context, ring func())
 	watchConfig  func(ctx context.Context)
 	readHost     func() (*host, error)
 	readProgram  func(name string) (xdp.Program, error)
@@ -161,13 +178,23 @@ type agent struct {
 	records     map[string]string // what an agent before this one had recorded
 	dirty       map[string]bool   // containers to look at
 	sweep       bool              // devices may be gone
+	swept       time.Time         // when that was looked after
 	orphans     bool              // records may belong to nobody
 	around      surroundings
 	hostStale   bool     // around.host may be out of date
+	portsStale  bool     // ports may have come or gone
 	session     *session // nil while there is no engine
 	hostTrouble string   // the last error of reading it, that the log has
 	lost        bool     // there was one, and it has not listed its containers since
 
+	plain                    map[string]bool // containers that ask for nothing
+	held                     map[int]*port   // by ifindex
+	beaten                   time.Time       // when the hold was refreshed last
+	looking                  bool            // at processes, beside the loop
+	attaching, outlining     map[string]bool // by id of the network, of the container
+	holdTrouble, procTrouble string          // as hostTrouble
+
+	ctx    context.Context // ends with the agent
 	news   chan func()
 	bell   chan struct{}
 	ended  chan struct{} // closed when the loop has ended
@@ -175,16 +202,23 @@ type agent struct {
 	beside sync.WaitGroup
 }
 
-func newAgent(k kernel, o Options) *agent {
+func newAgent(k kernel, h holder, o Options) *agent {
 	return &agent{
-		kernel: k, log: o.Log, ready: o.Ready, connect: o.Connect, proc: hostProc,
-		veths:        func() (namespaces, error) { return xdp.ListVeths() },
-		readHost:     readHost,
-		readProgram:  func(name string) (xdp.Program, error) { return xdp.ReadProgram(o.Programs, name) },
-		watchHost:    func(ctx context.Context, ring func()) { xdp.WatchHost(ctx, o.Log, ring, func(int) {}) },
-		watchConfig:  func(context.Context) {},
+		kernel: k, hold: h, log: o.Log, ready: o.Ready, connect: o.Connect, proc: hostProc,
+		veths:       func() (namespaces, []xdp.Port, error) { return xdp.ListVeths() },
+		portAt:      xdp.PortAt,
+		peerMAC:     xdp.Port.PeerMAC,
+		processes:   xdp.Processes,
+		readHost:    readHost,
+		readProgram: func(name string) (xdp.Program, error) { return xdp.ReadProgram(o.Programs, name) },
+		watchConfig: func(context.Context) {},
+		watchHost: func(ctx context.Context, ring func(), arrived func(int)) {
+			xdp.WatchHost(ctx, o.Log, ring, arrived)
+		},
+		watchRules:   func(ctx context.Context, ring func()) { xdp.WatchRules(ctx, o.Log, ring) },
 		detachByHand: func(ifindex int) error { return xdp.DetachByHand(o.Dir, ifindex) },
 		containers:   map[string]*container{}, records: map[string]string{}, dirty: map[string]bool{}, hostStale: true,
+		plain: map[string]bool{}, held: map[int]*port{}, attaching: map[string]bool{}, outlining: map[string]bool{},
 		news: make(chan func(), 64), slots: make(chan struct{}, inspectors), bell: make(chan struct{}, 1), ended: make(chan struct{}),
 	}
 }
@@ -192,9 +226,16 @@ func newAgent(k kernel, o Options) *agent {
 // run returns when ctx has ended and nothing that it started runs any more.
 func (a *agent) run(ctx context.Context, first Engine) {
 	ctx, cancel := context.WithCancel(ctx)
+	a.ctx = ctx
 	a.adopt()
+	a.sayHold()
 	a.beside.Go(func() { a.sessions(ctx, first) })
-	a.beside.Go(func() { a.watchHost(ctx, a.doorbell) })
+	a.beside.Go(func() {
+		a.watchHost(ctx, a.doorbell, func(ifindex int) { a.tell(func() { a.arrived(ifindex) }) })
+	})
+	if way, _ := a.hold.Way(); way == xdp.HeldNFT {
+		a.beside.Go(func() { a.watchRules(ctx, func() { a.tell(a.mendHold) }) })
+	}
 	a.beside.Go(func() { a.watchConfig(ctx) })
 	a.loop(ctx)
 	cancel()
@@ -221,22 +262,26 @@ func (a *agent) loop(ctx context.Context) {
 	defer close(a.ended)
 	tick := time.NewTicker(resync)
 	defer tick.Stop()
+	beat := time.NewTicker(heartbeat)
+	defer beat.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case f := <-a.news:
 			f()
-			for range len(a.news) { // one look at the kernel serves all that has come meanwhile
-				(<-a.news)()
-			}
+			a.hear()
 		case <-a.bell:
 			a.everythingDirty()
 		case <-tick.C:
 			a.everythingDirty()
 			a.relist()
+		case <-beat.C:
 		}
-		a.reconcile()
+		a.beat()
+		for a.reconcile() {
+			a.beat()
+		}
 		if a.ready != nil && a.lookedAtEverything() {
 			a.ready()
 			a.ready = nil
@@ -247,12 +292,27 @@ func (a *agent) loop(ctx context.Context) {
 	}
 }
 
+// hear takes in what others have found out meanwhile.
+func (a *agent) hear() {
+	for range len(a.news) {
+		(<-a.news)()
+	}
+}
+
 // doorbell says that some link or address of the host has changed.
 func (a *agent) doorbell() {
 	select {
 	case a.bell <- struct{}{}:
 	default: // it has rung already
 	}
+}
+
+// after calls f in the loop some time later.
+func (a *agent) after(d time.Duration, f func()) {
+	a.beside.Go(func() {
+		sleep(a.ctx, d)
+		a.tell(f)
+	})
 }
 
 // tell hands f to the loop; after the loop's end it is lost.
@@ -267,7 +327,7 @@ func (a *agent) everythingDirty() {
 	for id := range a.containers {
 		a.dirty[id] = true
 	}
-	a.sweep, a.hostStale = true, true
+	a.sweep, a.portsStale, a.hostStale = true, true, true
 }
 
 // lookedAtEverything says whether Docker has listed its containers and answered for each that asks for a filter, and
@@ -285,27 +345,36 @@ func (a *agent) lookedAtEverything() bool {
 }
 
 // reconcile brings every container that something may have happened to in line. The failure of one is its own: it
-// is recorded, and tried again at the next resync.
-func (a *agent) reconcile() {
-	if len(a.dirty) == 0 && !a.sweep && !a.orphans {
-		return
+// is recorded, and tried again at the next resync. It listens meanwhile, and says whether there is more to do.
+func (a *agent) reconcile() (again bool) {
+	// Sweeping takes its time, which a port that is held may not have.
+	sweep := a.sweep && (len(a.held) == 0 || time.Since(a.swept) > 3*resync)
+	if len(a.dirty) == 0 && !a.portsStale && !a.orphans && !sweep {
+		return false
 	}
-	veths, err := a.veths()
+	veths, ports, err := a.veths()
 	if err != nil {
 		a.log.Error("cannot list the host's links; trying again", "error", err)
-		return
+		return false
 	}
 	a.lookAround()
 	a.around.joiners = a.joiners()
+	if a.portsStale {
+		a.portsStale = false
+		a.syncPorts(ports)
+	}
+	a.settlePorts()
 	dirty := slices.Sorted(maps.Keys(a.dirty))
 	clear(a.dirty)
 	for _, id := range dirty {
-		if c := a.containers[id]; c != nil && c.inspected {
+		if c := a.containers[id]; c != nil && c.inspected && !a.dirty[id] {
 			a.enforce(c, veths)
 		}
+		a.beat()
+		a.hear()
 	}
-	if a.sweep {
-		a.sweep = false
+	if sweep {
+		a.sweep, a.swept = false, time.Now()
 		if err := a.kernel.Sweep(); err != nil {
 			a.log.Warn("cannot remove what belongs to devices that are gone", "error", err)
 		}
@@ -314,16 +383,12 @@ func (a *agent) reconcile() {
 		a.orphans = false
 		a.forgetOrphans()
 	}
+	return len(a.dirty) > 0
 }
 
 // enforce brings one container in line, and its record.
 func (a *agent) enforce(c *container, veths namespaces) {
-	if c.asks {
-		if k := a.knownOf(c); !k.equal(c.known) {
-			c.known = k
-			c.want, c.asks = wanted(c.Container, k, a.around.conf)
-		}
-	}
+	a.rethink(c)
 	if !c.asks || !c.Running {
 		if c.Running && !a.release(c, veths) {
 			return
@@ -349,6 +414,17 @@ func (a *agent) enforce(c *container, veths namespaces) {
 	}
 	r.settle()
 	a.save(c, r)
+}
+
+// rethink works out anew what a container wants, where that depends on groups and they have changed.
+func (a *agent) rethink(c *container) {
+	if !c.asks {
+		return
+	}
+	if k := a.knownOf(c); !k.equal(c.known) {
+		c.known = k
+		c.want, c.asks = wanted(c.Container, k, a.around.conf)
+	}
 }
 
 // release takes the filters off a running container that had asked for them, under a configuration that did. It is
@@ -408,6 +484,7 @@ func (a *agent) interfaces(c *container, veths namespaces) (out []Interface, kno
 	maps.DeleteFunc(c.late, func(ifindex int, _ uint64) bool {
 		return !slices.ContainsFunc(found, func(v xdp.Veth) bool { return v.Index == ifindex })
 	})
+	c.devices = indexes(found)
 	networks := place(c.Networks, found, a.around.bridge)
 	for _, v := range found {
 		i := Interface{Network: networks[v.Index], Ifname: v.Name, Ifindex: v.Index, State: Enforced}
@@ -422,6 +499,9 @@ func (a *agent) interfaces(c *container, veths namespaces) (out []Interface, kno
 		}
 		if xdp.IsGone(err) {
 			continue // it went while we looked
+		}
+		if err == nil {
+			a.freed(c, i)
 		}
 		out = append(out, i)
 	}
@@ -446,7 +526,7 @@ func unseen(c docker.Container) (out []Interface) {
 
 // Veths are the host's ends of the veths of a running container. xdp.ErrOwnNamespace: it has the host's own network.
 func Veths(c docker.Container) ([]xdp.Veth, error) {
-	veths, err := xdp.ListVeths()
+	veths, _, err := xdp.ListVeths()
 	if err != nil {
 		return nil, err
 	}
@@ -491,15 +571,17 @@ func (a *agent) attach(c *container, i *Interface, siblings []int) error {
 	if c.want.program != "" && a.kernel.ByHand(i.Ifindex) {
 		a.log.Warn("a program by hand gives way to xdp.program", "container", c.Name, "id", short(c.ID), "veth", i.Ifname)
 	}
+	unseen, held := a.hold.Unseen(i.Ifindex)
 	if err := a.kernel.Attach(i.Ifindex, want); err != nil {
 		return a.shut(i, oneLine(err))
 	}
 	i.State, i.Error = a.attached(c, i.Ifindex)
-	if !known {
-		if n := a.kernel.Unseen(i.Ifindex); n > 0 {
-			c.late[i.Ifindex] = n
-			a.log.Warn("the container had sent before its filter came", "container", c.Name, "id", short(c.ID), "veth", i.Ifname, "packets", n)
-		}
+	if !known && !held {
+		unseen = a.kernel.Unseen(i.Ifindex)
+	}
+	if !known && unseen > 0 {
+		c.late[i.Ifindex] = unseen
+		a.log.Warn("the container had sent before its filter came", "container", c.Name, "id", short(c.ID), "veth", i.Ifname, "packets", unseen)
 	}
 	if n := c.late[i.Ifindex]; n > 0 {
 		i.State, i.Late = Worst(i.State, Late), n
@@ -578,7 +660,7 @@ func (a *agent) tellState(c *container, r Record) {
 // forget removes the record of a container that does not run or asks for nothing. Its filters go with its devices.
 func (a *agent) forget(c *container) {
 	c.told = Record{}
-	clear(c.late)
+	maps.DeleteFunc(c.late, func(ifindex int, _ uint64) bool { return !slices.Contains(a.kernel.Devices(), ifindex) })
 	if c.saved == "" {
 		return
 	}

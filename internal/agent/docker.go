@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"fmt"
+	"maps"
 	"sync"
 	"time"
 
@@ -39,6 +40,7 @@ type session struct {
 	networksAgain   bool   // and have changed since
 	networksLater   bool   // are going to be asked for after an error
 	networksTrouble string // as trouble
+	attachTrouble   string // as trouble
 }
 
 // connect is a first contact that does not wait for ever. Through systemd's socket it waits for an engine that starts.
@@ -166,6 +168,7 @@ func (a *agent) compare(s *session, list []docker.Summary) {
 		there[l.ID] = true
 		c := a.containers[l.ID]
 		if c == nil && !a.worthAsking(l.ID, l.Labels) && !joins(l.NetworkMode) {
+			a.plain[l.ID] = true
 			continue
 		}
 		running := l.State == "running" || l.State == "paused"
@@ -173,6 +176,7 @@ func (a *agent) compare(s *session, list []docker.Summary) {
 			a.ask(l.ID)
 		}
 	}
+	maps.DeleteFunc(a.plain, func(id string, _ bool) bool { return !there[id] })
 	for id, c := range a.containers {
 		if there[id] {
 			c.missing = 0
@@ -187,6 +191,9 @@ func (a *agent) compare(s *session, list []docker.Summary) {
 // heard takes in an event. It says where to look, no more.
 func (a *agent) heard(event docker.Event) {
 	c := a.containers[event.ID]
+	if event.Action == docker.ActionConnect {
+		a.wake(event.NetworkID)
+	}
 	switch {
 	case event.Action == docker.ActionNetworks:
 		a.askNetworks()
@@ -194,8 +201,11 @@ func (a *agent) heard(event docker.Event) {
 		if c != nil || a.worthAsking(event.ID, event.Labels) {
 			a.ask(event.ID)
 		} else {
+			a.plain[event.ID] = true
 			a.peek(event.ID)
 		}
+	case c == nil && event.Action == docker.ActionDestroy:
+		delete(a.plain, event.ID)
 	case c == nil:
 		// It asks for nothing and joins nobody. One whose create event was lost is seen by the next list.
 	case event.Action == docker.ActionDestroy:

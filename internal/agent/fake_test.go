@@ -2,6 +2,7 @@ package agent
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -43,13 +44,14 @@ type fakeKernel struct {
 	fail       map[string]error          // "attach 7", "shut 7", "save", "veths" -> error
 	calls      []string
 	retired    int
+	hold       *fakeHold
 }
 
 func newFakeKernel() *fakeKernel {
 	return &fakeKernel{
 		namespaces: map[string][]xdp.Veth{}, attached: map[int]string{}, byHand: map[int]bool{}, foreign: map[int]bool{}, unseen: map[int]uint64{},
 		records: map[string][]byte{}, fail: map[string]error{}, host: &host{}, last: map[int]xdp.Want{},
-		objects: map[string]xdp.Program{}, resolvers: map[string]resolverClosed{},
+		objects: map[string]xdp.Program{}, resolvers: map[string]resolverClosed{}, hold: newFakeHold(),
 	}
 }
 
@@ -65,7 +67,8 @@ func (k *fakeKernel) exists(ifindex int) bool {
 			return true
 		}
 	}
-	return false
+	_, is := k.hold.at(ifindex)
+	return is
 }
 
 func (k *fakeKernel) Attach(ifindex int, w xdp.Want) error {
@@ -278,13 +281,14 @@ type fakeEngine struct {
 	deaf       chan struct{}    // inspects wait, whatever becomes of who asked, and answer what was so when they began
 	broken     map[string]error // "list", "networks" or an id
 	networks   []docker.Network
+	attached   map[string][]docker.Attachment // by network
 	streams    map[chan docker.Event]context.CancelFunc
 }
 
 func newFakeEngine(containers ...docker.Container) *fakeEngine {
 	e := &fakeEngine{
 		containers: map[string]docker.Container{}, inspects: map[string]int{}, hang: map[string]chan struct{}{},
-		broken: map[string]error{}, streams: map[chan docker.Event]context.CancelFunc{},
+		broken: map[string]error{}, attached: map[string][]docker.Attachment{}, streams: map[chan docker.Event]context.CancelFunc{},
 	}
 	for _, c := range containers {
 		e.containers[c.ID] = c
@@ -328,6 +332,26 @@ func (e *fakeEngine) List(ctx context.Context) ([]docker.Summary, error) {
 		}
 	}
 	return out, nil
+}
+
+func (e *fakeEngine) Outline(ctx context.Context, id string) (docker.Container, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	c, ok := e.containers[id]
+	if !ok || e.broken["outline"] != nil {
+		return docker.Container{}, cmp.Or(e.broken["outline"], fmt.Errorf("list: %w", errdefs.ErrNotFound))
+	}
+	return docker.Container{
+		ID: c.ID, Name: c.Name, Labels: c.Labels, ImageID: c.ImageID, ImageLabels: c.ImageLabels, ImageKnown: c.ImageKnown,
+		NetworkMode: c.NetworkMode, Networks: c.Networks,
+	}, nil
+}
+
+func (e *fakeEngine) Attachments(ctx context.Context, networkID string) ([]docker.Attachment, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.order = append(e.order, "attachments")
+	return slices.Clone(e.attached[networkID]), e.broken["attachments"]
 }
 
 func (e *fakeEngine) Networks(ctx context.Context) ([]docker.Network, error) {
@@ -497,18 +521,20 @@ func fakeAgent(k *fakeKernel, o Options) *agent {
 	if o.Log == nil {
 		o.Log = slog.New(slog.NewTextHandler(io.Discard, nil))
 	}
-	a := newAgent(k, o)
-	a.veths = func() (namespaces, error) {
+	a := newAgent(k, k.hold, o)
+	a.veths = func() (namespaces, []xdp.Port, error) {
 		k.mu.Lock()
 		defer k.mu.Unlock()
-		return k, k.fail["veths"]
+		return k, k.hold.list(), k.fail["veths"]
 	}
+	a.portAt, a.peerMAC, a.processes = k.hold.at, k.hold.mac, k.hold.processes
+	a.watchRules = func(ctx context.Context, _ func()) { <-ctx.Done() }
 	a.readHost = func() (*host, error) {
 		k.mu.Lock()
 		defer k.mu.Unlock()
 		return k.host, k.fail["host"]
 	}
-	a.watchHost = func(ctx context.Context, _ func()) { <-ctx.Done() }
+	a.watchHost = func(ctx context.Context, _ func(), _ func(int)) { <-ctx.Done() }
 	a.detachByHand = k.detachByHand
 	a.readProgram = k.readProgram
 	return a

@@ -19,6 +19,7 @@ import (
 // surroundings are what the groups of labels are made of, as far as it is known.
 type surroundings struct {
 	networks map[string]docker.Network // by id; nil until Docker has listed them
+	lists    int                       // how often it has
 	host     *host                     // nil until it could be read
 	conf     config.Config
 	joiners  []docker.Container // all that join another's network
@@ -211,12 +212,14 @@ func (a *agent) askNetworks() {
 			if s.networksAgain {
 				a.askNetworks()
 			}
+			a.settlePorts()
 		})
 	})
 }
 
 // learnNetworks takes in the list of networks.
 func (a *agent) learnNetworks(networks []docker.Network) {
+	a.around.lists++
 	byID := make(map[string]docker.Network, len(networks))
 	for _, n := range networks {
 		byID[n.ID] = n
@@ -228,6 +231,30 @@ func (a *agent) learnNetworks(networks []docker.Network) {
 		a.around.networks = byID
 		a.everythingDirty()
 	}
+}
+
+// freshNetworks asks for the networks, and says how many lists there will have been when one has come that is not older than
+// the question; 0 without an engine.
+func (a *agent) freshNetworks() int {
+	if a.session == nil {
+		return 0
+	}
+	wanted := a.around.lists + 1
+	if a.session.askingNetworks {
+		wanted++ // the one that is on its way may have begun before
+	}
+	a.askNetworks()
+	return wanted
+}
+
+// behind is the network that a bridge belongs to.
+func (s surroundings) behind(bridge string) (docker.Network, bool) {
+	for _, n := range s.networks {
+		if n.Bridge == bridge {
+			return n, true
+		}
+	}
+	return docker.Network{}, false
 }
 
 // filtered is what the record says of a device that has a filter, or is closed by one. One that was not in the same

@@ -99,6 +99,20 @@ func (c *container) sharedIn(now sharing) sharing {
 	return now
 }
 
+// forgetStay is called where c gets a veth. If its namespace of before is gone, that is a new run, which Docker may be yet to tell.
+func (a *agent) forgetStay(c *container) {
+	if c.stay.Sandbox == "" || len(c.devices) > 0 {
+		return
+	}
+	veths, _, err := a.veths()
+	if err != nil {
+		return
+	}
+	if _, _, err := vethsOf(c.Container, veths, a.proc); err != nil {
+		c.stay = stay{}
+	}
+}
+
 // anybodyAsks reports whether there is a filter that a joiner could undo.
 func (a *agent) anybodyAsks() bool {
 	for _, c := range a.containers {

@@ -129,6 +129,7 @@ func rest(ctx context.Context, events <-chan fsnotify.Event) {
 func (a *agent) configure(conf config.Config) {
 	a.around.conf = conf
 	a.bound(conf)
+	clear(a.plain) // it may pick some of them
 	for _, c := range a.containers {
 		if c.inspected {
 			c.known = a.around.of(c.Container)

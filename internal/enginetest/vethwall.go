@@ -161,22 +161,22 @@ func (v *Vethwall) withFlags(args []string) []string {
 	return args
 }
 
-// StartAgent starts an agent and returns when it says that it has looked at everything.
-func (v *Vethwall) StartAgent() {
+// StartAgent starts an agent with further flags, and returns when it says that it has looked at everything.
+func (v *Vethwall) StartAgent(flags ...string) {
 	v.t.Helper()
-	v.SpawnAgent()
+	v.SpawnAgent(flags...)
 	v.AwaitLog("ready:")
 }
 
 // SpawnAgent starts an agent and does not wait for anything.
-func (v *Vethwall) SpawnAgent() {
+func (v *Vethwall) SpawnAgent(flags ...string) {
 	v.t.Helper()
 	a := v.agent
 	if a.pid != 0 {
 		v.t.Fatal("an agent runs already")
 	}
 	a.log.reset()
-	cmd := v.Command(v.Bin, v.withFlags([]string{"agent"})...)
+	cmd := v.Command(v.Bin, v.withFlags(append([]string{"agent"}, flags...))...)
 	cmd.Stdout, cmd.Stderr = &a.log, &a.log
 	done, err := spawn(cmd, syscall.SIGKILL)
 	if err != nil {

@@ -1,0 +1,263 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"net"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/vethwall/vethwall/internal/agent"
+	"github.com/vethwall/vethwall/internal/enginetest"
+)
+
+// times is how often something is done that must work each time.
+func times(short, long int) int {
+	if os.Getenv("VETHWALL_LONG") != "" {
+		return long
+	}
+	return short
+}
+
+// holdRig is an engine with an agent, and a sink on one of its networks.
+type holdRig struct {
+	v       *enginetest.Vethwall
+	image   string
+	network string
+	sink    *enginetest.Container
+	to      string // the sink's port
+}
+
+func newHoldRig(t *testing.T) *holdRig {
+	t.Helper()
+	v := enginetest.Own(t).Install()
+	r := &holdRig{v: v, image: v.Image()}
+	r.network = v.Network("one", "--subnet", subnet4)
+	r.sink = v.Serve(r.image, "sink", []string{"--network", r.network}, "53/udp", "443/tcp")
+	r.to = net.JoinHostPort(r.sink.Addr(r.network, 4).String(), "53")
+	v.StartAgent("-v")
+	return r
+}
+
+// arrived is how often each text has arrived at the sink.
+func (r *holdRig) arrived(t *testing.T) map[string]int {
+	t.Helper()
+	got := map[string]int{}
+	for _, a := range r.sink.With(r.v.Docker.With(t)).Received() {
+		got[a.Text] += a.Count
+	}
+	return got
+}
+
+// dropped is how many packets the hold has dropped.
+func (r *holdRig) dropped(t *testing.T) uint64 {
+	t.Helper()
+	var doc struct {
+		Hold struct {
+			By      string
+			Dropped uint64
+		}
+	}
+	if err := json.Unmarshal([]byte(r.v.MustAsk("status", "-o", "json")), &doc); err != nil || doc.Hold.By != "nftables" {
+		t.Errorf("held by %q, %v", doc.Hold.By, err)
+	}
+	return doc.Hold.Dropped
+}
+
+// unsurprised looks whether the agent had anything to report that must not happen.
+func (r *holdRig) unsurprised(t *testing.T) {
+	t.Helper()
+	for line := range strings.Lines(r.v.Log()) {
+		for _, bad := range []string{"had sent before", "was held for 5 s", "the agent was stopped", "level=ERROR"} {
+			if strings.Contains(line, bad) {
+				t.Errorf("the agent's log: %s", line)
+			}
+		}
+	}
+}
+
+// TestFirstPacket starts containers whose first instruction is to send, and which end then, one at a time and eight at
+// a time.
+func TestFirstPacket(t *testing.T) {
+	t.Parallel()
+	r := newHoldRig(t)
+	for _, f := range []struct {
+		kind   string
+		labels []string
+		send   []string // followed by the sink's port and a text
+		want   int      // how many arrive
+	}{
+		{"blocked", []string{"xdp.egress.drop=udp"}, []string{"udp-send", "-n", "5", "-every", "1ms"}, 0},
+		{"allowed", []string{"xdp.egress.allow=53/udp"}, []string{"udp-send"}, 1},
+		{"unlabelled", nil, []string{"udp-send"}, 1},
+		// A SYN that was lost would be sent again after a second.
+		{"unlabelled, by TCP", nil, []string{"tcp-dial", "-wait", "900ms"}, 1},
+	} {
+		for _, parallel := range []int{1, 8} {
+			t.Run(fmt.Sprintf("%s, %d at a time", f.kind, parallel), func(t *testing.T) {
+				v, before := r.v.With(t), r.dropped(t)
+				var all []*enginetest.Container
+				for i := range times(max(3, parallel), 500) {
+					to := r.to
+					if f.send[0] == "tcp-dial" {
+						to = strings.TrimSuffix(to, "53") + "443"
+					}
+					name := fmt.Sprintf("%s-%d-%d", strings.NewReplacer(",", "", " ", "-").Replace(f.kind), parallel, i)
+					all = append(all, v.Create(r.image, name, labelled(r.network, f.labels...), append(slices.Clone(f.send), to, name)...))
+				}
+				startAll(t, v, all, parallel)
+				got := r.arrived(t)
+				for _, c := range all {
+					if name := strings.TrimPrefix(c.Name, enginetest.Prefix); got[name] != f.want {
+						t.Errorf("%d packets of %s arrived, want %d", got[name], name, f.want)
+					}
+				}
+				if f.labels == nil && r.dropped(t) != before {
+					t.Errorf("the hold has dropped %d packets of containers that ask for nothing", r.dropped(t)-before)
+				}
+				r.unsurprised(t)
+				v.Run(append([]string{"rm", "--force"}, ids(all)...)...)
+			})
+		}
+	}
+	settled(t, r.v)
+}
+
+func ids(all []*enginetest.Container) (out []string) {
+	for _, c := range all {
+		out = append(out, c.ID)
+	}
+	return out
+}
+
+// startAll starts containers, so many at a time, and waits until each has ended.
+func startAll(t *testing.T, v *enginetest.Vethwall, all []*enginetest.Container, parallel int) {
+	t.Helper()
+	var wg sync.WaitGroup
+	slots := make(chan struct{}, parallel)
+	for _, c := range all {
+		slots <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-slots }()
+			if _, err := v.Try("start", "--attach", c.ID); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// steadily sends from the first instruction on, for longer than any test runs.
+func steadily(to, text string) []string {
+	return []string{"udp-send", "-n", "1000000", "-every", "2ms", to, text}
+}
+
+// TestConnectLeaksNothing joins a container that sends all the time to the network of what it must not reach.
+func TestConnectLeaksNothing(t *testing.T) {
+	t.Parallel()
+	r := newHoldRig(t)
+	away := r.v.Network("away", "--subnet", "198.51.100.0/24")
+	blocked := r.v.Start(r.image, "blocked", labelled(away, "xdp.egress.drop=udp"), steadily(r.to, "blocked")...)
+	free := r.v.Start(r.image, "free", labelled(away), steadily(r.to, "free")...)
+	awaitFilter(t, r.v, blocked.Name, 1)
+	for range times(5, 200) {
+		for _, c := range []*enginetest.Container{blocked, free} {
+			r.v.Run("network", "connect", r.network, c.ID)
+		}
+		awaitFilter(t, r.v, blocked.Name, 2)
+		before := r.arrived(t)["free"]
+		r.v.Wait("packets of the one without a filter", func() error {
+			if n := r.arrived(t)["free"]; n == before {
+				return fmt.Errorf("%d as before", n)
+			}
+			return nil
+		})
+		for _, c := range []*enginetest.Container{blocked, free} {
+			r.v.Run("network", "disconnect", r.network, c.ID)
+		}
+	}
+	if n := r.arrived(t)["blocked"]; n > 0 {
+		t.Errorf("%d packets got through", n)
+	}
+	r.unsurprised(t)
+}
+
+// TestCrashLoop has containers start again and again, each time on a new veth, as their restart policy says.
+func TestCrashLoop(t *testing.T) {
+	t.Parallel()
+	r := newHoldRig(t)
+	// Docker waits 100 ms before it starts one again, and twice as long each time.
+	restarts := times(4, 10)
+	var all []*enginetest.Container
+	for i := range times(3, 100) {
+		options := append(labelled(r.network, "xdp.egress.drop=53/udp"), "--restart", fmt.Sprintf("on-failure:%d", restarts))
+		// The answer never comes, so that peer fails.
+		all = append(all, r.v.Start(r.image, "crash-"+strconv.Itoa(i), options, "udp-send", "-n", "3", "-every", "1ms", "-echo", "1ms", r.to, "crash"))
+	}
+	for _, c := range all {
+		deadline := time.Now().Add(3 * time.Minute)
+		for r.v.Run("inspect", "--format", "{{.State.Status}} {{.RestartCount}}", c.ID) != fmt.Sprintf("exited %d", restarts) {
+			if time.Now().After(deadline) {
+				t.Fatalf("%s does not end", c.Name)
+			}
+			time.Sleep(50 * time.Millisecond)
+		}
+	}
+	if n := r.arrived(t)["crash"]; n > 0 {
+		t.Errorf("%d packets got through", n)
+	}
+	r.unsurprised(t)
+	settled(t, r.v)
+}
+
+// TestAgentStopped stops the agent with SIGSTOP: what starts then is held for 5 s, then it sends, and is filtered and called late
+// when the agent goes on.
+func TestAgentStopped(t *testing.T) {
+	t.Parallel()
+	r := newHoldRig(t)
+	send := func(name string) *enginetest.Container {
+		return r.v.Create(r.image, name, labelled(r.network, "xdp.egress.drop=udp"), steadily(r.to, name)...)
+	}
+	all := []*enginetest.Container{send("held")}
+	for i := range times(2, 300) {
+		all = append(all, send("later-"+strconv.Itoa(i)))
+	}
+	r.v.SignalAgent(syscall.SIGSTOP)
+	stopped := time.Now()
+	r.v.Run("start", all[0].ID)
+	if n := r.arrived(t)["held"]; n > 0 && time.Since(stopped) < 4*time.Second {
+		t.Errorf("%d packets got through while the hold was in force", n)
+	}
+	r.v.Wait("the end of the hold", func() error {
+		if r.arrived(t)["held"] == 0 {
+			return fmt.Errorf("nothing arrives %v after the agent was stopped", time.Since(stopped))
+		}
+		return nil
+	})
+	for _, c := range all[1:] {
+		r.v.Run("start", c.ID)
+	}
+	r.v.SignalAgent(syscall.SIGCONT)
+	for _, c := range all {
+		await(t, r.v, c.Name, "is late", func(s agent.ContainerStatus) bool { return s.State == agent.Late && s.Interfaces[0].Late > 0 })
+	}
+	before := r.arrived(t)
+	r.v.Run("run", "--network", r.network, r.image, "udp-send", "-echo", "2s", r.to, "marker")
+	for text, n := range r.arrived(t) {
+		if text != "marker" && n != before[text] {
+			t.Errorf("%s: %d packets got through after it was filtered", text, n-before[text])
+		}
+	}
+	// From here on it holds again.
+	after := send("after")
+	r.v.Run("start", after.ID)
+	if s := awaitFilter(t, r.v, after.Name, 1); s.State != agent.Enforced || r.arrived(t)["after"] > 0 {
+		t.Errorf("%d packets got through: %+v", r.arrived(t)["after"], s)
+	}
+}

@@ -1,0 +1,305 @@
+package agent
+
+import (
+	"slices"
+	"time"
+
+	"github.com/vethwall/vethwall/docker"
+	"github.com/vethwall/vethwall/xdp"
+)
+
+// holder keeps new ports of bridges from sending until they are released; *xdp.Hold is one.
+type holder interface {
+	Way() (xdp.Held, error)
+	Sync([]xdp.Port) ([]xdp.Port, error)
+	Arrived(xdp.Port) (held bool, err error)
+	Known(ifindex int) bool
+	Unseen(ifindex int) (packets uint64, held bool)
+	Prepare(ifindex int) error
+	Release(ifindexes ...int) error
+	Refresh() (lapsed bool, err error)
+	Mend() error
+}
+
+const (
+	// holdLimit is how long a port is held at most.
+	holdLimit = 5 * time.Second
+	// heartbeat is how often the hold is refreshed.
+	heartbeat = time.Second
+)
+
+// port is one that is held until it is known whose it is.
+type port struct {
+	xdp.Port
+	live     time.Time           // since when frames may come from it; zero before
+	id       string              // the container's, "" until known
+	looked   bool                // at the processes in its namespace
+	ends     []docker.Attachment // what its network has said since it came
+	end      *docker.Attachment  // the one of them that is its other end, nil until known
+	news     bool                // there is something new to recognise it by
+	prepared bool                // has hooks, which let pass what the hold does
+	resting  bool                // until it is looked for again
+	pause    time.Duration       // how long that is
+	lists    int                 // how many lists of networks there must have been to call its bridge nobody's; 0 before one was asked for
+}
+
+// arrived is told of a link that is a port of another device.
+func (a *agent) arrived(ifindex int) {
+	if a.hold.Known(ifindex) {
+		return
+	}
+	found, ok := a.portAt(ifindex)
+	if !ok {
+		return
+	}
+	held, err := a.hold.Arrived(found)
+	a.complain(&a.holdTrouble, err, "cannot hold a new port", "port", found.Name)
+	if held {
+		a.holds(found)
+	}
+}
+
+// holds takes up a port that is held, or what is new of it.
+func (a *agent) holds(found xdp.Port) {
+	p := a.held[found.Index]
+	if p == nil {
+		p = &port{pause: soonest}
+		a.held[found.Index] = p
+	}
+	if p.live.IsZero() && (found.Carrier || found.NsID >= 0) {
+		p.live = time.Now()
+		a.after(holdLimit, func() { a.expire(p) })
+	}
+	if p.NsID != found.NsID {
+		p.looked, p.resting, p.pause = false, false, soonest
+	}
+	p.Port, p.news = found, true
+	a.settle(p)
+}
+
+// syncPorts compares what is held with all ports that there are.
+func (a *agent) syncPorts(ports []xdp.Port) {
+	for ifindex := range a.held {
+		if !slices.ContainsFunc(ports, func(p xdp.Port) bool { return p.Index == ifindex }) {
+			delete(a.held, ifindex)
+		}
+	}
+	held, err := a.hold.Sync(ports)
+	a.complain(&a.holdTrouble, err, "cannot hold all new ports")
+	for _, p := range held {
+		a.holds(p)
+	}
+}
+
+// settlePorts is called when there is news that may say whose a port is.
+func (a *agent) settlePorts() {
+	for _, p := range a.held {
+		a.settle(p)
+	}
+}
+
+// settle releases a port as soon as it is known whose it is and, where that container asks for one, its filter is in force.
+func (a *agent) settle(p *port) {
+	if a.held[p.Index] != p {
+		return
+	}
+	network, listed := a.around.behind(p.Bridge)
+	a.recognise(p)
+	c := a.containers[p.id]
+	switch {
+	case !listed:
+		a.nobodys(p)
+	case p.id == "":
+		a.anticipate(p)
+		a.seek(p, network)
+	case c == nil && a.plain[p.id]:
+		a.letGo(p)
+	case c == nil || !c.inspected && !c.outlined:
+		a.outline(p.id)
+	case !c.asks:
+		a.letGo(p)
+	case !c.inspected && (c.want.live || len(a.around.conf.Policies) > 0):
+		// What it wants takes more than its outline: an inspect is out.
+	case p.end == nil && c.want.antispoof && network.Name != gatewayBridge:
+		a.prepare(p, c)
+		a.seek(p, network)
+	default:
+		a.filter(c, p, network)
+	}
+}
+
+// nobodys releases a port of a bridge that is not Docker's. A list of networks that was asked for after the port came
+// decides that.
+func (a *agent) nobodys(p *port) {
+	switch {
+	case p.lists == 0:
+		p.lists = a.freshNetworks()
+	case a.around.lists >= p.lists:
+		a.letGo(p)
+	}
+}
+
+// filter puts the policy of a container into force on one of its ports, before its process runs, and releases the port.
+func (a *agent) filter(c *container, p *port, network docker.Network) {
+	if p.end != nil {
+		c.Networks = withEnd(c.Networks, network, *p.end)
+	}
+	c.devices = slices.DeleteFunc(c.devices, func(ifindex int) bool { return !slices.Contains(a.kernel.Devices(), ifindex) })
+	a.forgetStay(c)
+	a.rethink(c)
+	if c.want.waits {
+		return
+	}
+	i := Interface{Network: network.Name, Ifname: p.Name, Ifindex: p.Index, State: Enforced}
+	if !c.Running {
+		c.object = object{} // of an earlier run
+	}
+	a.readObject(c)
+	var err error
+	if why := c.problem(); why != "" {
+		err = a.shut(&i, why)
+	} else {
+		err = a.attach(c, &i, c.devices)
+	}
+	switch {
+	case xdp.IsGone(err):
+		return
+	case err != nil:
+		a.complain(&a.holdTrouble, err, "cannot filter or close a port that is held", "container", c.Name, "port", p.Name)
+		return // held on, until the limit
+	}
+	if !slices.Contains(c.devices, p.Index) {
+		c.devices = append(c.devices, p.Index)
+	}
+	a.dirty[c.ID] = true
+	a.letGo(p)
+}
+
+// prepare attaches the usual hooks to a port that is held, where its container wants them: later it takes too long.
+func (a *agent) prepare(p *port, c *container) {
+	if p.prepared || !usual(c) {
+		return
+	}
+	p.prepared = true
+	if err := a.hold.Prepare(p.Index); err != nil && !xdp.IsGone(err) {
+		a.log.Debug("cannot prepare a port", "port", p.Name, "error", err) // attaching the filter will say what is wrong
+	}
+}
+
+// usual reports whether the filter of a container takes what the hold can prepare.
+func usual(c *container) bool {
+	return c.want.tables != nil && c.want.tables.Receives && c.want.mode == xdp.Auto && !c.want.both && c.want.program == ""
+}
+
+// anticipate prepares a port of which nobody can tell yet whose it is, for one of the containers that are being attached to
+// its network. Engines before 28 leave hundreds of milliseconds for that, and some 50 ms once it is known whose it is.
+func (a *agent) anticipate(p *port) {
+	if p.prepared || p.NsID >= 0 || p.Carrier {
+		return
+	}
+	var candidates []*container
+	for _, e := range p.ends {
+		if c := a.containers[e.ContainerID]; c != nil && c.asks && !c.Running && usual(c) {
+			candidates = append(candidates, c)
+		}
+	}
+	for _, other := range a.held {
+		if other.Bridge == p.Bridge && other.prepared && other.id == "" && len(candidates) > 0 {
+			candidates = candidates[1:]
+		}
+	}
+	if len(candidates) > 0 {
+		a.prepare(p, candidates[0])
+	}
+}
+
+// withEnd is networks with what a network says of a container's end. Slices may be shared between snapshots.
+func withEnd(networks []docker.Endpoint, n docker.Network, end docker.Attachment) []docker.Endpoint {
+	out := slices.Clone(networks)
+	i := slices.IndexFunc(out, func(e docker.Endpoint) bool { return e.NetworkID == n.ID || e.NetworkID == "" && e.Network == n.Name })
+	if i < 0 {
+		i = len(out)
+		out = append(out, docker.Endpoint{})
+	}
+	out[i].Network, out[i].NetworkID, out[i].Driver = n.Name, n.ID, n.Driver
+	out[i].MAC, out[i].Addrs, out[i].Gateways = end.MAC, end.Addrs, n.Gateways
+	return out
+}
+
+// freed is told that an interface of a running container is filtered or closed, and releases it if it is held
+// and nothing is missing that antispoof judges by.
+func (a *agent) freed(c *container, i Interface) {
+	p := a.held[i.Ifindex]
+	if p == nil {
+		return
+	}
+	p.id = c.ID
+	complete := !c.want.antispoof || i.Network == gatewayBridge || slices.ContainsFunc(c.Networks, func(e docker.Endpoint) bool {
+		return e.Network == i.Network && e.MAC != nil && !c.stale
+	})
+	if complete {
+		a.letGo(p)
+	}
+}
+
+// letGo releases a port.
+func (a *agent) letGo(p *port) {
+	delete(a.held, p.Index)
+	a.log.Debug("a new port may send", "port", p.Name, "id", short(p.id), "held", time.Since(p.live), "prepared", p.prepared)
+	if err := a.hold.Release(p.Index); err != nil {
+		a.log.Warn("cannot release a port; it is held for 5 s at most", "port", p.Name, "error", err)
+	}
+}
+
+// expire ends the hold of a port that nobody has settled in time. That of a container that asks for a filter is closed: its
+// policy will open it.
+func (a *agent) expire(p *port) {
+	if a.held[p.Index] != p {
+		return
+	}
+	if c := a.containers[p.id]; c != nil && (c.asks || !c.inspected) {
+		i := Interface{Ifname: p.Name, Ifindex: p.Index}
+		if err := a.shut(&i, "what the container wants was not known in time"); err != nil {
+			a.log.Error(i.Error, "container", c.Name, "id", short(c.ID), "port", p.Name)
+		}
+		a.log.Warn("a new port was held for 5 s and what its container wants is not known: it is closed until that is known",
+			"container", c.Name, "id", short(c.ID), "port", p.Name)
+		a.dirty[c.ID] = true
+		a.ask(c.ID)
+	} else {
+		a.log.Warn("a new port was held for 5 s and nobody said whose it is: it may send from now on", "port", p.Name, "bridge", p.Bridge)
+	}
+	a.letGo(p)
+}
+
+// beat keeps the hold going. It is called between all that may take long: without it the hold ends after 5 s, so that an
+// agent that is stuck cuts nobody off.
+func (a *agent) beat() {
+	if time.Since(a.beaten) < heartbeat*9/10 {
+		return
+	}
+	a.beaten = time.Now()
+	lapsed, err := a.hold.Refresh()
+	a.complain(&a.holdTrouble, err, "cannot keep the hold on new ports going")
+	if lapsed {
+		a.log.Warn("the agent was stopped for more than 5 s: what came meanwhile was not held; looking at everything")
+		a.everythingDirty()
+		a.relist()
+	}
+}
+
+// mendHold puts the hold back after somebody has flushed the ruleset.
+func (a *agent) mendHold() {
+	err := a.hold.Mend()
+	a.complain(&a.holdTrouble, err, "somebody has removed the rules that hold new ports, and they cannot be put back")
+}
+
+// sayHold tells the log how new ports are held.
+func (a *agent) sayHold() {
+	way, why := a.hold.Way()
+	if why != nil {
+		a.log.Warn("new ports are held by an XDP program once they are seen, because nftables cannot do it: a first packet may be faster; see vethwall doctor", "why", oneLine(why))
+		return
+	}
+	a.log.Info("new ports are held until their filter is in force", "by", string(way))
+}

@@ -1,0 +1,414 @@
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/vethwall/vethwall/docker"
+	"github.com/vethwall/vethwall/internal/config"
+	"github.com/vethwall/vethwall/xdp"
+)
+
+// The network bridge, as Docker lists it.
+var bridge = docker.Network{ID: box(0, false).Networks[0].NetworkID, Name: "bridge", Driver: "bridge", Bridge: "docker0"}
+
+var (
+	itsMAC  = net.HardwareAddr{2, 0x42, 0xc0, 0, 2, 7}
+	itsAddr = netip.MustParseAddr("192.0.2.7")
+)
+
+func itsEnd(id string) docker.Attachment {
+	return docker.Attachment{ContainerID: id, MAC: itsMAC, Addrs: []netip.Addr{itsAddr}}
+}
+
+// listBridge has Docker list its bridge network.
+func listBridge(r *rig) { r.engine.networks = []docker.Network{bridge} }
+
+// attaches has the bridge network name what is attached to it.
+func (r *rig) attaches(ends ...docker.Attachment) {
+	r.engine.set(func() { r.engine.attached[bridge.ID] = ends })
+}
+
+// process puts a process into a namespace; its cgroup names containers, the outermost first.
+func (r *rig) process(pid, nsid int, ids ...string) {
+	r.t.Helper()
+	dir := filepath.Join(r.agent.proc, strconv.Itoa(pid))
+	group := "0::/"
+	for _, id := range ids {
+		group += "system.slice/docker-" + id + ".scope/"
+	}
+	if err := errors.Join(os.MkdirAll(dir, 0o700), os.WriteFile(filepath.Join(dir, "cgroup"), []byte(group+"\n"), 0o600)); err != nil {
+		r.t.Fatal(err)
+	}
+	r.kernel.hold.set(func() { r.kernel.hold.pids[nsid] = append(r.kernel.hold.pids[nsid], pid) })
+}
+
+// port has a port arrive, or change.
+func (r *rig) port(p xdp.Port, mac net.HardwareAddr) {
+	h := r.kernel.hold
+	h.set(func() { h.ports[p.Index], h.macs[p.Index] = p, mac })
+	r.agent.tell(func() { r.agent.arrived(p.Index) })
+	synctest.Wait()
+}
+
+func (r *rig) released(ifindex int, want bool) {
+	r.t.Helper()
+	if got := r.kernel.hold.Known(ifindex); got != want {
+		r.t.Errorf("port %d is released: %v, want %v", ifindex, got, want)
+	}
+}
+
+// near is a port as engines before 28 make it at first, in the place where they move it later.
+func near(index int) xdp.Port {
+	return xdp.Port{Index: index, Name: fmt.Sprintf("veth%07x", index), Bridge: "docker0", NsID: -1, Peer: index + 1000}
+}
+
+func in(p xdp.Port, nsid int) xdp.Port {
+	p.NsID, p.Carrier = nsid, true
+	return p
+}
+
+// TestFirstPacketNewOrder starts a container as engines from 28 on do.
+func TestFirstPacketNewOrder(t *testing.T) {
+	for _, tc := range []struct {
+		label  string
+		device string
+		state  string
+	}{
+		{"xdp.enable=true", "open", "enforced [bridge enforced 7:open]"}, // judges nothing that is received
+		{"xdp.egress.allow=53/udp", "open", "enforced [bridge enforced 7:open]"},
+		{"xdp.drop=nonsense", "closed", "quarantined [bridge quarantined 7:closed]"},
+	} {
+		t.Run(tc.label, func(t *testing.T) {
+			inTime(t, nil, listBridge, func(r *rig) {
+				created := box(7, false, tc.label)
+				r.happens(created, docker.ActionCreate)
+				r.kernel.set(func() { r.kernel.unseen[7] = 3 }) // it has tried; the hold has dropped them
+				r.process(70, 5, created.ID)
+				r.port(in(near(7), 5), nil)
+				if tc.device == "open" {
+					r.released(7, false)
+					if prepared := r.kernel.hold.prepared; len(prepared) > 0 != (tc.label != "xdp.enable=true") {
+						t.Errorf("prepared are %v", prepared)
+					}
+				}
+				r.attaches(itsEnd(""))
+				r.kernel.hold.set(func() { r.kernel.hold.macs[7] = itsMAC })
+				r.after(100 * time.Millisecond)
+				r.released(7, true)
+				r.device(7, tc.device)
+				if w := r.kernel.last[7]; tc.device == "open" && (w.MAC.String() != itsMAC.String() || w.Own == nil) {
+					t.Errorf("antispoof judges by %s, %v", w.MAC, w.Own)
+				}
+				r.want(created, "none")
+				before := r.kernel.count("attach 7")
+				up := started(created, 7)
+				up.Networks[0].MAC, up.Networks[0].Addrs = itsMAC, []netip.Addr{itsAddr}
+				r.happens(up, docker.ActionConnect, docker.ActionStart)
+				r.want(up, tc.state)
+				if got := r.kernel.count("attach 7"); tc.device == "open" && got == before {
+					t.Error("not looked at after the start")
+				}
+				if len(r.agent.held) > 0 || r.said("WARN", "held for") {
+					t.Error("still held")
+				}
+			})
+		})
+	}
+}
+
+// TestFirstPacketOldOrder starts a container as engines before 28 do: the network names it while both ends are here.
+func TestFirstPacketOldOrder(t *testing.T) {
+	inTime(t, nil, listBridge, func(r *rig) {
+		created, free := box(7, false, "xdp.egress.allow=53/udp"), box(8, false)
+		r.happens(created, docker.ActionCreate)
+		r.happens(free, docker.ActionCreate)
+		r.port(near(7), net.HardwareAddr{0, 0, 0x5e, 0, 0x53, 1})
+		r.attaches(docker.Attachment{ContainerID: free.ID, MAC: net.HardwareAddr{0, 0, 0x5e, 0, 0x53, 2}}, itsEnd(created.ID))
+		r.after(8 * time.Second) // as long as it takes: nothing can come from it yet
+		r.released(7, false)
+		if !slices.Equal(r.kernel.hold.prepared, []int{7}) {
+			t.Errorf("prepared are %v", r.kernel.hold.prepared)
+		}
+		asked := len(r.engine.order)
+		r.port(in(near(7), 5), itsMAC)
+		r.released(7, true)
+		r.device(7, "open")
+		if got := len(r.engine.order); got != asked {
+			t.Errorf("asked %v before it was released", r.engine.order[asked:])
+		}
+		// The other one arrives meanwhile, and is nobody's business.
+		r.port(near(8), nil)
+		r.port(in(near(8), 6), net.HardwareAddr{0, 0, 0x5e, 0, 0x53, 2})
+		r.after(100 * time.Millisecond)
+		r.released(8, true)
+		r.device(8, "")
+	})
+}
+
+// TestUnlabelledIsReleasedAtOnce needs no answer of Docker's.
+func TestUnlabelledIsReleasedAtOnce(t *testing.T) {
+	inTime(t, []docker.Container{box(9, false)}, listBridge, func(r *rig) {
+		r.engine.set(func() {
+			r.engine.broken["attachments"], r.engine.broken["outline"] = errors.New("hangs"), errors.New("hangs")
+		})
+		created := box(7, false, "other=label")
+		r.happens(created, docker.ActionCreate)
+		r.process(70, 5, created.ID)
+		r.port(in(near(7), 5), nil)
+		r.released(7, true)
+		r.device(7, "")
+		r.process(90, 6, box(9, false).ID) // known from the list
+		r.port(in(near(9), 6), nil)
+		r.released(9, true)
+		r.engine.emit(docker.ActionDestroy, created.ID)
+		r.after(0)
+		if r.agent.plain[created.ID] {
+			t.Error("a destroyed container is still known")
+		}
+	})
+}
+
+// TestCreateUnheard has the create event lost: an outline says what the container is.
+func TestCreateUnheard(t *testing.T) {
+	inTime(t, nil, listBridge, func(r *rig) {
+		labelled, free := box(7, false, "xdp.drop=udp"), box(8, false)
+		r.happens(labelled)
+		r.happens(free)
+		r.engine.set(func() { r.engine.hang[labelled.ID] = make(chan struct{}) })
+		r.attaches(itsEnd(labelled.ID))
+		r.process(70, 5, labelled.ID)
+		r.process(80, 6, free.ID)
+		r.port(in(near(7), 5), itsMAC)
+		r.port(in(near(8), 6), nil)
+		r.after(10 * time.Millisecond)
+		r.released(7, true)
+		r.device(7, "open")
+		r.released(8, true)
+		r.device(8, "")
+	})
+}
+
+// TestInspectHangs has a start keep the inspect of a container waiting whose policy takes more than an outline.
+func TestInspectHangs(t *testing.T) {
+	inTime(t, nil, listBridge, func(r *rig) {
+		c := box(7, false, "xdp.egress.allow=neighbors")
+		gate := make(chan struct{})
+		r.engine.set(func() { r.engine.hang[c.ID] = gate })
+		r.happens(c, docker.ActionCreate)
+		r.attaches(itsEnd(c.ID))
+		r.process(70, 5, c.ID)
+		r.port(in(near(7), 5), itsMAC)
+		r.after(4 * time.Second)
+		r.released(7, false)
+		r.device(7, "")
+		r.after(1100 * time.Millisecond)
+		r.released(7, true)
+		r.device(7, "closed")
+		if !r.said("WARN", "what its container wants is not known") {
+			t.Error("not reported")
+		}
+		up := started(c, 7)
+		r.engine.set(func() { r.engine.containers[c.ID] = up })
+		r.plug(up)
+		close(gate)
+		r.after(0)
+		r.want(up, "enforced [bridge enforced 7:open]")
+	})
+}
+
+func TestNobodySaysWhose(t *testing.T) {
+	inTime(t, nil, listBridge, func(r *rig) {
+		r.port(in(near(7), 5), itsMAC)
+		r.after(4900 * time.Millisecond)
+		r.released(7, false)
+		r.after(200 * time.Millisecond)
+		r.released(7, true)
+		r.device(7, "")
+		if !r.said("WARN", "nobody said whose it is") {
+			t.Error("not reported")
+		}
+	})
+}
+
+// TestForeignBridge has a port of somebody else's bridge bear a name such as Docker gives.
+func TestForeignBridge(t *testing.T) {
+	inTime(t, nil, listBridge, func(r *rig) {
+		p := in(near(7), 5)
+		p.Bridge = "virbr0"
+		r.port(p, nil)
+		r.released(7, true)
+		// Of a network that Docker has just made there may be a port before there is news of it.
+		p = in(near(8), 6)
+		p.Bridge = "shop0"
+		c := box(8, false, "xdp.drop=udp")
+		c.Networks[0] = docker.Endpoint{Network: "shop", Driver: "bridge"}
+		r.happens(c, docker.ActionCreate)
+		shop := docker.Network{ID: "5" + bridge.ID[1:], Name: "shop", Driver: "bridge", Bridge: "shop0"}
+		r.engine.set(func() {
+			r.engine.networks = append(r.engine.networks, shop)
+			r.engine.attached[shop.ID] = []docker.Attachment{itsEnd(c.ID)}
+		})
+		r.process(80, 6, c.ID)
+		r.port(p, itsMAC)
+		r.after(20 * time.Millisecond)
+		r.released(8, true)
+		r.device(8, "open")
+	})
+}
+
+// TestJoinerIsNotTheOwner finds processes of two containers in one namespace: the network knows whose its veth is.
+func TestJoinerIsNotTheOwner(t *testing.T) {
+	owner, joiner := box(7, false, "xdp.drop=udp"), box(8, false)
+	owner.NetworkMode, owner.Networks, joiner.NetworkMode = "none", nil, "container:"+owner.ID
+	inTime(t, []docker.Container{owner, joiner}, listBridge, func(r *rig) {
+		r.process(70, 5, owner.ID)
+		r.process(80, 5, joiner.ID)
+		r.process(1, 5) // of the host
+		r.port(in(near(7), 5), itsMAC)
+		r.released(7, false)
+		r.attaches(itsEnd(owner.ID))
+		r.after(50 * time.Millisecond)
+		r.released(7, true)
+		r.device(7, "open")
+	})
+}
+
+// TestDockerInDocker names two containers in one cgroup: the engine knows the one.
+func TestDockerInDocker(t *testing.T) {
+	outer := box(7, false)
+	inTime(t, []docker.Container{outer}, listBridge, func(r *rig) {
+		r.process(70, 5, outer.ID, box(0xffff, false).ID)
+		r.port(in(near(7), 5), nil)
+		r.released(7, true)
+	})
+}
+
+// TestConnectSends joins a running container to another network while it sends.
+func TestConnectSends(t *testing.T) {
+	c := box(10, true, "xdp.drop=udp")
+	inTime(t, []docker.Container{c}, listBridge, func(r *rig) {
+		r.want(c, enforced10)
+		two := joined(c, "net")
+		net := docker.Network{ID: two.Networks[1].NetworkID, Name: "net", Driver: "bridge", Bridge: surroundings{}.bridge(two.Networks[1])}
+		r.engine.set(func() {
+			r.engine.networks = append(r.engine.networks, net)
+			r.engine.attached[net.ID] = []docker.Attachment{itsEnd(c.ID)}
+		})
+		r.plug(two)
+		r.process(70, 5, c.ID)
+		p := in(near(11), 5)
+		p.Bridge = net.Bridge
+		r.kernel.set(func() { r.kernel.unseen[11] = 5 })
+		r.port(p, itsMAC)
+		r.after(20 * time.Millisecond)
+		r.released(11, true)
+		r.device(11, "open")
+		r.want(c, "enforced [bridge enforced 10:open] [net enforced 11:open]")
+		r.happens(two, docker.ActionConnect)
+		r.want(c, "enforced [bridge enforced 10:open] [net enforced 11:open]")
+	})
+}
+
+// TestReleasedByItsSandbox is for an agent that sees no processes, and whose socket proxy hides networks.
+func TestReleasedByItsSandbox(t *testing.T) {
+	inTime(t, nil, listBridge, func(r *rig) {
+		r.engine.set(func() { r.engine.broken["attachments"] = errors.New("forbidden") })
+		created := box(7, false, "xdp.drop=udp")
+		r.happens(created, docker.ActionCreate)
+		r.port(in(near(7), 5), itsMAC)
+		r.after(100 * time.Millisecond)
+		r.released(7, false)
+		up := started(created, 7)
+		up.Networks[0].MAC, up.Networks[0].Addrs = itsMAC, []netip.Addr{itsAddr}
+		r.happens(up, docker.ActionStart)
+		r.released(7, true)
+		r.want(up, "enforced [bridge enforced 7:open]")
+	})
+}
+
+// TestHeldByXDP counts what was faster than the program.
+func TestHeldByXDP(t *testing.T) {
+	prepare := func(r *rig) {
+		listBridge(r)
+		h := r.kernel.hold
+		h.way, h.fail["way"], h.unseen = xdp.HeldXDP, errors.New("no nftables"), 2
+	}
+	inTime(t, nil, prepare, func(r *rig) {
+		c := box(7, false, "xdp.drop=udp")
+		r.happens(c, docker.ActionCreate)
+		r.attaches(itsEnd(c.ID))
+		r.port(in(near(7), 5), itsMAC)
+		r.after(10 * time.Millisecond)
+		r.released(7, true)
+		r.happens(started(c, 7), docker.ActionStart)
+		r.want(c, "late [bridge late 7:open]")
+		if !r.said("WARN", "no nftables") {
+			t.Error("the log does not say why")
+		}
+	})
+}
+
+// TestAgentWasStopped looks at everything when the hold has ended meanwhile.
+func TestAgentWasStopped(t *testing.T) {
+	inTime(t, nil, listBridge, func(r *rig) {
+		beats := r.kernel.hold.count()
+		r.after(10 * time.Second)
+		if n := r.kernel.hold.count() - beats; n < 9 || n > 11 {
+			t.Errorf("refreshed %d times in 10 s", n)
+		}
+		c := box(7, true, "xdp.drop=udp")
+		r.happens(c) // unheard
+		r.kernel.set(func() { r.kernel.unseen[7] = 4 })
+		r.kernel.hold.set(func() { r.kernel.hold.ports[7] = in(near(7), 5); r.kernel.hold.lapsed = true })
+		r.after(1100 * time.Millisecond)
+		r.want(c, "late [bridge late 7:open]")
+		if !r.said("WARN", "the agent was stopped") {
+			t.Error("not reported")
+		}
+	})
+}
+
+// TestPortGoes has a port end while it is held.
+func TestPortGoes(t *testing.T) {
+	inTime(t, nil, listBridge, func(r *rig) {
+		r.port(in(near(7), 5), itsMAC)
+		r.kernel.hold.set(func() { delete(r.kernel.hold.ports, 7) })
+		r.ring()
+		if len(r.agent.held) > 0 {
+			t.Errorf("still held: %v", r.agent.held)
+		}
+		r.after(6 * time.Second)
+		if r.said("WARN", "") {
+			t.Error("noise in the log")
+		}
+	})
+}
+
+// TestFloorReachesThePlain has a configuration come that concerns containers which nothing did.
+func TestFloorReachesThePlain(t *testing.T) {
+	inTime(t, []docker.Container{box(7, false)}, listBridge, func(r *rig) {
+		c := box(7, false)
+		conf, err := config.Parse("config.yaml", []byte("floor: {xdp.drop: udp}\n"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.agent.tell(func() { r.agent.configure(conf) })
+		r.after(0)
+		r.attaches(itsEnd(c.ID))
+		r.process(70, 5, c.ID)
+		r.port(in(near(7), 5), itsMAC)
+		r.after(10 * time.Millisecond)
+		r.released(7, true)
+		r.device(7, "open")
+	})
+}

@@ -1,0 +1,238 @@
+package agent
+
+import (
+	"bytes"
+	"context"
+	"net"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/vethwall/vethwall/docker"
+)
+
+// soonest and latest bound the time between two looks for whose a port is. Each pause is twice the one before.
+const (
+	soonest = 4 * time.Millisecond
+	latest  = 250 * time.Millisecond
+)
+
+// recognise looks whether a port's other end is one that its network has named, by the address that Docker gives it.
+func (a *agent) recognise(p *port) {
+	if p.end == nil && p.news && len(p.ends) > 0 && (p.NsID >= 0 || p.Carrier) {
+		p.match(a.peerMAC(p.Port))
+	}
+	p.news = false
+}
+
+// seek looks beside the loop for whose a port is. The network names what is being attached to it, with engines from 28 on at
+// first without the container's id; but there a process lives in the container's namespace from the beginning, some
+// 50 ms before it becomes the container's own program, and its cgroup has the id. Engines before 28 make both
+// ends here, and give the other one its address as they move it into the namespace.
+func (a *agent) seek(p *port, n docker.Network) {
+	if p.id == "" && p.NsID >= 0 && !p.looked {
+		a.lookInside()
+	}
+	if !p.resting {
+		a.askAttachments(n)
+	}
+}
+
+// lookInside looks for the processes of all ports that are held. One look serves all that came before it.
+func (a *agent) lookInside() {
+	if a.looking {
+		return
+	}
+	var nsids []int
+	var ports []*port
+	for _, p := range a.held {
+		if p.id == "" && p.NsID >= 0 && !p.looked {
+			ports, nsids = append(ports, p), append(nsids, p.NsID)
+		}
+	}
+	a.looking = true
+	proc, processes := a.proc, a.processes
+	a.beside.Go(func() {
+		ids := map[int][][]string{}
+		found, err := processes(proc, nsids)
+		for nsid, pids := range found {
+			for _, pid := range pids {
+				ids[nsid] = append(ids[nsid], idsOf(proc, pid))
+			}
+		}
+		a.tell(func() {
+			a.looking = false
+			a.complain(&a.procTrouble, err, "cannot look at the host's processes")
+			for _, p := range ports {
+				p.looked = true
+				if p.id == "" {
+					p.id, p.news = a.owner(ids[p.NsID]), true
+				}
+			}
+			a.settlePorts()
+		})
+	})
+}
+
+var containerID = regexp.MustCompile(`\b[0-9a-f]{64}\b`)
+
+// idsOf are the ids of containers that the cgroup of a process names, the outermost first.
+func idsOf(proc string, pid int) (out []string) {
+	group, err := os.ReadFile(filepath.Join(proc, strconv.Itoa(pid), "cgroup"))
+	if err != nil {
+		return nil
+	}
+	for id := range bytes.Lines(group) {
+		for _, match := range containerID.FindAll(id, -1) {
+			if !slices.Contains(out, string(match)) {
+				out = append(out, string(match))
+			}
+		}
+	}
+	return out
+}
+
+// owner is the container whose processes were found in a namespace, "" where they are of several: one of them has
+// joined the other's, and the network knows which.
+func (a *agent) owner(processes [][]string) (id string) {
+	for _, ids := range processes {
+		if len(ids) == 0 {
+			continue // of the host: somebody looks around there
+		}
+		mine := slices.IndexFunc(ids, func(id string) bool { return a.plain[id] || a.containers[id] != nil })
+		if mine < 0 {
+			mine = len(ids) - 1
+		}
+		switch {
+		case id == "":
+			id = ids[mine]
+		case id != ids[mine]:
+			return ""
+		}
+	}
+	if c := a.containers[id]; c != nil && c.inspected && shares(c.NetworkMode) {
+		return ""
+	}
+	return id
+}
+
+// askAttachments asks a network what is attached to it, for all of its ports that are held.
+func (a *agent) askAttachments(n docker.Network) {
+	s := a.session
+	if s == nil || a.attaching[n.ID] {
+		return
+	}
+	a.attaching[n.ID] = true
+	var ports []*port
+	for _, p := range a.held {
+		if p.Bridge == n.Bridge {
+			ports = append(ports, p)
+		}
+	}
+	a.beside.Go(func() {
+		ctx, cancel := context.WithTimeout(s.ctx, answerTimeout)
+		defer cancel()
+		ends, err := s.Attachments(ctx, n.ID)
+		a.tell(func() {
+			delete(a.attaching, n.ID)
+			if a.session == s && !errdefs.IsNotFound(err) {
+				a.complain(&s.attachTrouble, err, "cannot ask a network what is attached to it", "network", n.Name)
+			}
+			for _, p := range ports {
+				p.ends, p.news = ends, true
+				a.rest(p)
+			}
+			a.settlePorts()
+		})
+	})
+}
+
+// match finds the container's end of a port among those of its network: by its address, else by the container's id. An
+// end that was named before the port came may be another's, which had the address until then: there is none among them.
+func (p *port) match(mac net.HardwareAddr) {
+	found := slices.DeleteFunc(slices.Clone(p.ends), func(e docker.Attachment) bool { return mac == nil || !bytes.Equal(e.MAC, mac) })
+	if len(found) != 1 && p.id != "" {
+		found = slices.DeleteFunc(slices.Clone(p.ends), func(e docker.Attachment) bool { return e.ContainerID != p.id })
+	}
+	if len(found) != 1 {
+		return
+	}
+	p.end = &found[0]
+	if p.end.ContainerID != "" {
+		p.id = p.end.ContainerID
+	}
+}
+
+// rest puts a port aside for a while, before it is looked for again.
+func (a *agent) rest(p *port) {
+	p.resting = true
+	a.after(p.pause, func() {
+		p.resting, p.looked, p.news = false, false, true
+		a.settle(p)
+	})
+	p.pause = min(2*p.pause, latest)
+}
+
+// wake looks again at once for whose the ports of a network are, because something was attached to it.
+func (a *agent) wake(networkID string) {
+	for _, p := range a.held {
+		if p.Bridge == a.around.networks[networkID].Bridge {
+			p.resting, p.pause = false, soonest
+			a.settle(p)
+		}
+	}
+}
+
+// outline asks beside the loop for what is known of a container while its start keeps an inspect waiting.
+func (a *agent) outline(id string) {
+	s := a.session
+	if s == nil || a.outlining[id] {
+		return
+	}
+	a.outlining[id] = true
+	a.beside.Go(func() {
+		ctx, cancel := context.WithTimeout(s.ctx, answerTimeout)
+		defer cancel()
+		answer, err := s.Outline(ctx, id)
+		a.tell(func() {
+			if err == nil {
+				delete(a.outlining, id)
+				a.outlined(answer)
+				a.settlePorts()
+				return
+			}
+			for _, p := range a.held {
+				if p.id == id {
+					p.id = "" // perhaps another engine's
+				}
+			}
+			a.after(latest, func() { delete(a.outlining, id); a.settlePorts() })
+		})
+	})
+}
+
+// outlined takes in an outline. What HostConfig would say, that one hook is not enough for the container, is known a moment
+// after its process runs; where it has been inspected once, before.
+func (a *agent) outlined(answer docker.Container) {
+	c := a.containers[answer.ID]
+	if c == nil && !a.worthAsking(answer.ID, answer.Labels) {
+		a.plain[answer.ID] = true
+		return
+	}
+	if c == nil {
+		a.ask(answer.ID)
+		c = a.containers[answer.ID]
+	}
+	if c.inspected {
+		return
+	}
+	c.Container, c.outlined = answer, true
+	k := a.around.of(answer)
+	c.want, c.asks = wanted(answer, k, a.around.conf)
+	c.known = k.needed(c.want.live)
+}

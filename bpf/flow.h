@@ -21,28 +21,20 @@
 __noinline __u32 find_cell_called(const struct policy *policy, __u32 d, __u32 service,
 				  const struct flow_key *k)
 {
+	__u32 cell;
+
 	if (!policy || !k)
 		return CELL_NO_POLICY;
-	return find_cell(&policy->table[d & 3], service, k->family, k->peer);
+	cell = find_cell(&policy->table[d & 3], service, k->family, k->peer);
+	return d > INGRESS ? cell : of_direction(cell, d);
 }
 
-/* The maps of one container. */
-struct state {
-	void *unanswered;
-	void *answered;
-	void *fragments;
-};
-
-static __always_inline int find_state(__u32 block, struct state *s)
+/* The number of a container's tables in the maps of maps; 0, which has none, where it has no state. */
+static __always_inline __u32 find_state(__u32 block)
 {
 	struct shared *shared = bpf_map_lookup_elem(&states, &block);
 
-	if (!shared)
-		return 0;
-	s->unanswered = bpf_map_lookup_elem(&unanswered, &shared->state);
-	s->answered = bpf_map_lookup_elem(&answered, &shared->state);
-	s->fragments = bpf_map_lookup_elem(&fragments, &shared->state);
-	return s->unanswered && s->answered && s->fragments;
+	return shared ? shared->state : 0;
 }
 
 static __always_inline void flow_key(const struct packet *p, enum direction d, struct flow_key *k)
@@ -116,46 +108,52 @@ static __always_inline int is_syn(const struct packet *p)
 }
 
 /*
- * A packet of a conversation that somebody has opened: 1 and the verdict, or 0 where there is none.
+ * A packet of a conversation in table that was answered: 1 and the verdict, or 0 where there is none.
  */
-static __always_inline int goes_on(const struct policy *policy, const struct state *s,
-				   const struct packet *p, enum direction d,
+static __always_inline int goes_on(const struct policy *policy, void *table, const struct packet *p,
 				   const struct flow_key *k, __u64 now, struct verdict *v)
 {
-	struct flow *f = bpf_map_lookup_elem(s->answered, k);
-	struct flow answered = {};
+	struct flow *f = bpf_map_lookup_elem(table, k);
 
+	if (!f)
+		return 0;
 	/* After its end the same ports open another. */
-	if (f && f->closing && is_syn(p)) {
-		bpf_map_delete_elem(s->answered, k);
-		return 0;
-	}
-	if (f && now - f->seen < idle_time(f, k->proto)) {
-		*v = may_go_on(policy, f, k);
-		if (!passes(*v)) {
-			end(s->answered, f, k, p, now);
-			return 1;
-		}
-		if (p->quotes)
-			return 1;
-		if (now - f->seen > SEEN_STEP)
-			f->seen = now;
-		note_tcp(f, p);
-		return 1;
-	}
-	if (f)
-		bpf_map_delete_elem(s->answered, k);
-
-	f = bpf_map_lookup_elem(s->unanswered, k);
-	if (!f || now - f->seen >= UNANSWERED_TIMEOUT)
-		return 0;
-	if (f->closing && is_syn(p)) {
-		bpf_map_delete_elem(s->unanswered, k);
+	if ((f->closing && is_syn(p)) || now - f->seen >= idle_time(f, k->proto)) {
+		bpf_map_delete_elem(table, k);
 		return 0;
 	}
 	*v = may_go_on(policy, f, k);
 	if (!passes(*v)) {
-		end(s->unanswered, f, k, p, now);
+		end(table, f, k, p, now);
+		return 1;
+	}
+	if (p->quotes)
+		return 1;
+	if (now - f->seen > SEEN_STEP)
+		f->seen = now;
+	note_tcp(f, p);
+	return 1;
+}
+
+/*
+ * The same of one in table that nobody had answered. A packet of the other side moves it to answers.
+ */
+static __always_inline int is_awaited(const struct policy *policy, void *table, void *answers,
+				      const struct packet *p, enum direction d,
+				      const struct flow_key *k, __u64 now, struct verdict *v)
+{
+	struct flow *f = bpf_map_lookup_elem(table, k);
+	struct flow answer = {};
+
+	if (!f || now - f->seen >= UNANSWERED_TIMEOUT)
+		return 0;
+	if (f->closing && is_syn(p)) {
+		bpf_map_delete_elem(table, k);
+		return 0;
+	}
+	*v = may_go_on(policy, f, k);
+	if (!passes(*v)) {
+		end(table, f, k, p, now);
 		return 1;
 	}
 	if (p->quotes)
@@ -165,13 +163,13 @@ static __always_inline int goes_on(const struct policy *policy, const struct sta
 		note_tcp(f, p);
 		return 1;
 	}
-	answered = *f;
-	answered.seen = now;
-	note_tcp(&answered, p);
-	if (bpf_map_update_elem(s->answered, k, &answered, BPF_ANY))
+	answer = *f;
+	answer.seen = now;
+	note_tcp(&answer, p);
+	if (bpf_map_update_elem(answers, k, &answer, BPF_ANY))
 		*v = verdict_of(cell_for(policy, REASON_TABLE_FULL), 0);
 	else
-		bpf_map_delete_elem(s->unanswered, k);
+		bpf_map_delete_elem(table, k);
 	return 1;
 }
 
@@ -216,12 +214,13 @@ __noinline int follows_first(const struct policy *policy, const struct packet *p
 {
 	struct fragment_key k = {};
 	struct first_fragment *first;
-	struct state s;
+	__u32 state = find_state(block);
+	void *table = bpf_map_lookup_elem(&fragments, &state);
 
-	if (!policy || !p || !find_state(block, &s))
+	if (!policy || !p || !table)
 		return 0;
 	fragment_key(p, &k);
-	first = bpf_map_lookup_elem(s.fragments, &k);
+	first = bpf_map_lookup_elem(table, &k);
 	return first && first->generation == policy->generation &&
 	       now - first->seen < FRAGMENT_TIMEOUT && p->part_from >= first->end;
 }
@@ -231,15 +230,41 @@ __noinline int note_first(const struct policy *policy, const struct packet *p, _
 {
 	struct first_fragment first = { now };
 	struct fragment_key k = {};
-	struct state s;
+	__u32 state = find_state(block);
+	void *table = bpf_map_lookup_elem(&fragments, &state);
 
-	if (!policy || !p || !find_state(block, &s))
+	if (!policy || !p || !table)
 		return 0;
 	first.end = p->part_to;
 	first.generation = policy->generation;
 	fragment_key(p, &k);
-	bpf_map_update_elem(s.fragments, &k, &first, BPF_ANY);
+	bpf_map_update_elem(table, &k, &first, BPF_ANY);
 	return 0;
+}
+
+/* A packet of no conversation: if it passes it opens one, in table. */
+static __always_inline struct verdict opens(const struct policy *policy, void *table,
+					    const struct packet *p, enum direction d,
+					    const struct flow_key *k, __u64 now)
+{
+	struct flow f = {};
+	struct verdict v;
+
+	if (p->quotes)
+		return verdict_of(cell_for(policy, REASON_BAD_QUOTE), 0);
+	v = verdict_of(find_cell_called(policy, d, p->service, k), 0);
+	if (p->proto == IPPROTO_TCP && !is_syn(p))
+		v = judge_midstream(policy, p, d, k, v);
+	if (!passes(v))
+		return v;
+	f.seen = now;
+	f.service = p->service;
+	f.generation = policy->generation;
+	f.opener = d;
+	note_tcp(&f, p);
+	if (bpf_map_update_elem(table, k, &f, BPF_ANY))
+		v = verdict_of(cell_for(policy, REASON_TABLE_FULL), 0);
+	return v;
 }
 
 /*
@@ -249,12 +274,12 @@ __noinline int note_first(const struct policy *policy, const struct packet *p, _
 __noinline __u32 converse(const struct policy *policy, const struct packet *p, __u32 block, __u32 d)
 {
 	__u64 now = bpf_ktime_get_coarse_ns();
+	__u32 state = find_state(block);
+	void *answers = bpf_map_lookup_elem(&answered, &state);
 	struct flow_key k = {};
-	struct flow f = {};
 	struct verdict v = {};
-	struct state s;
 
-	if (!policy || !p || d > INGRESS || !find_state(block, &s))
+	if (!policy || !p || d > INGRESS || !answers)
 		return CELL_NO_POLICY;
 	if (p->fragment == LATER_FRAGMENT && follows_first(policy, p, block, now))
 		return CELL;
@@ -262,22 +287,13 @@ __noinline __u32 converse(const struct policy *policy, const struct packet *p, _
 	/* What could not be read, is not IP, or goes to many is judged alone. */
 	if (p->reason != REASON_PASS || !p->family || is_multicast(p))
 		return find_cell_called(policy, d, p->service, &k);
+	if (!goes_on(policy, answers, p, &k, now, &v)) {
+		void *table = bpf_map_lookup_elem(&unanswered, &state);
 
-	if (!goes_on(policy, &s, p, d, &k, now, &v)) {
-		if (p->quotes)
-			return cell_for(policy, REASON_BAD_QUOTE);
-		v = verdict_of(find_cell_called(policy, d, p->service, &k), 0);
-		if (p->proto == IPPROTO_TCP && !is_syn(p))
-			v = judge_midstream(policy, p, d, &k, v);
-		if (!passes(v))
-			return cell_of(v);
-		f.seen = now;
-		f.service = p->service;
-		f.generation = policy->generation;
-		f.opener = d;
-		note_tcp(&f, p);
-		if (bpf_map_update_elem(s.unanswered, &k, &f, BPF_ANY))
-			v = verdict_of(cell_for(policy, REASON_TABLE_FULL), 0);
+		if (!table)
+			return CELL_NO_POLICY;
+		if (!is_awaited(policy, table, answers, p, d, &k, now, &v))
+			v = opens(policy, table, p, d, &k, now);
 	}
 	if (passes(v) && p->fragment == FIRST_FRAGMENT && !p->quotes)
 		note_first(policy, p, block, now);
@@ -288,9 +304,10 @@ __noinline __u32 converse(const struct policy *policy, const struct packet *p, _
 static __always_inline struct verdict judge_alone(const struct policy *policy,
 						  const struct packet *p, enum direction d)
 {
-	return verdict_of(
-		find_cell(&policy->table[d], p->service, p->family, d == EGRESS ? p->dst : p->src),
-		p->reason);
+	__u32 cell =
+		find_cell(&policy->table[d], p->service, p->family, d == EGRESS ? p->dst : p->src);
+
+	return verdict_of(of_direction(cell, d), p->reason);
 }
 
 static __always_inline struct verdict judge_packet(const struct policy *policy,

@@ -6,7 +6,8 @@
 #include "tree.h"
 
 /*
- * A cell is a verdict: bit 31, the direction and slot of the rule's counter << 8, the reason. ALLOWED where an
+ * A cell is a verdict: bit 31, the direction and slot of the rule's counter << 8, the reason. Trees leave the direction
+ * out, so that both can share them. ALLOWED where an
  * allow rule says that it passes, and not a default; AUDIT where it passes although there is a reason against it; QUIET
  * where that is not to be logged. In the trees of limits it is bit 31 and one bit for each limit.
  * REASON_UNREADABLE stands for the reason for which the packet could not be read.
@@ -109,6 +110,12 @@ static __always_inline __u32 find_cell(const struct table *t, __u32 service, __u
 		return cell;
 	class = find_peer(t, family, peer);
 	return class & CELL ? class : find(t->cells, cell << 16 | class, CELL_NO_POLICY);
+}
+
+/* A cell out of a tree, as one of the rules of a direction. */
+static __always_inline __u32 of_direction(__u32 cell, __u32 d)
+{
+	return cell | d * RULE_SLOTS << 8;
 }
 
 /* why is the reason of what could not be read. */

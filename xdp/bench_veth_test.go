@@ -132,6 +132,7 @@ func (m *vethRun) targets() []target {
 	one := func(mode string) []string { return []string{"ours/" + mode + "/drop/1", "ours/" + mode + "/allow/1"} }
 	flood := []string{"flood"}
 	return []target{
+		m.atLeast("hold: bulk TCP at least 0.99 of no filter", 0.99, []string{"hold"}, "none", bulkFigures),
 		m.atLeast("tcx: bulk TCP at least 0.97 of no filter", 0.97, one("tcx"), "none", bulkFigures),
 		m.atLeast("generic: bulk TCP at least 0.97 of the passing program", 0.97, one("generic"), "pass/generic", bulkFigures),
 		m.atLeast("tcx: request/response at least 0.95 of no filter", 0.95, one("tcx"), "none", requestFigures),

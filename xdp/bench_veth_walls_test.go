@@ -28,6 +28,7 @@ func walls(r *bridgeRig, f *Filter) []wall {
 	out := []wall{
 		{"none", true, func(*bridgeRig) {}},
 		{"none, again", true, func(*bridgeRig) {}}, // what differs is noise
+		{"hold", true, holdWall(f)},
 		{"pass/generic", true, passWall(r.b, Generic)},
 		{"pass/tcx", true, passWall(r.b, TCX)},
 	}
@@ -86,6 +87,22 @@ func passWall(b *testing.B, mode Mode) func(*bridgeRig) {
 				r.atClear(func() { must(r.b, errors.Join(l.Detach(), l.Close())) })
 			}
 		}
+	}
+}
+
+// holdWall is what everybody behind a bridge pays for the hold on new ports: the containers have been released.
+func holdWall(f *Filter) func(*bridgeRig) {
+	return func(r *bridgeRig) {
+		ports, err := ListPorts()
+		must(r.b, err)
+		h := OpenHold(f, ports)
+		if way, why := h.Way(); way != HeldNFT {
+			r.b.Fatal(why)
+		}
+		r.atClear(func() {
+			must(r.b, h.rules.remove())
+			h.Close()
+		})
 	}
 }
 

@@ -16,9 +16,8 @@ const (
 	cellUnreadable = cellBit | reasonUnreadable
 )
 
-func cellRule(dir policy.Direction, slot uint32) uint32 {
-	return cellBit | (uint32(dir)*ruleSlots+slot)<<8 | uint32(policy.ByRule)
-}
+// cellRule leaves out of which direction the rule is: who finds it knows.
+func cellRule(slot uint32) uint32 { return cellBit | slot<<8 | uint32(policy.ByRule) }
 
 // row holds the verdicts of one class of services, by class of peers: cells where it is listed, base elsewhere.
 type row struct {
@@ -250,7 +249,7 @@ func (c *compiler) judge(rules []int, matches func(int) bool) uint32 {
 		}
 		cell := uint32(0)
 		if dropped != nil && !excepted {
-			cell = cellRule(c.dir, dropped.slot)
+			cell = cellRule(dropped.slot)
 		} else if !allowed && !c.stack[source].Policy.PassesByDefault(c.dir) {
 			cell = cellDefault | uint32(source)<<8 // which source's, so that two are not taken for one
 		}

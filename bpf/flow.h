@@ -21,12 +21,16 @@
 __noinline __u32 find_cell_called(const struct policy *policy, __u32 d, __u32 service,
 				  const struct flow_key *k)
 {
-	__u32 cell;
-
 	if (!policy || !k)
 		return CELL_NO_POLICY;
-	cell = find_cell(&policy->table[d & 3], service, k->family, k->peer);
-	return d > INGRESS ? cell : of_direction(cell, d);
+	return find_cell(&policy->table[d & 3], service, k->family, k->peer);
+}
+
+/* The direction is added out here: the stack of that function is the last that there is room for. */
+static __always_inline __u32 find_rule(const struct policy *policy, __u32 d, __u32 service,
+				       const struct flow_key *k)
+{
+	return of_direction(find_cell_called(policy, d, service, k), d);
 }
 
 /* The number of a container's tables in the maps of maps; 0, which has none, where it has no state. */
@@ -77,7 +81,7 @@ static __always_inline struct verdict may_go_on(const struct policy *policy, str
 
 	if (f->generation == policy->generation)
 		return v;
-	v = verdict_of(find_cell_called(policy, f->opener, f->service, k), REASON_NO_POLICY);
+	v = verdict_of(find_rule(policy, f->opener, f->service, k), REASON_NO_POLICY);
 	if (passes(v))
 		f->generation = policy->generation;
 	return v;
@@ -186,7 +190,7 @@ static __always_inline struct verdict judge_midstream(const struct policy *polic
 
 	if (!passes(own) || own.allowed)
 		return own;
-	other = verdict_of(find_cell_called(policy, !d, p->reverse, k), p->reason);
+	other = verdict_of(find_rule(policy, !d, p->reverse, k), p->reason);
 	return passes(other) && own.reason != REASON_PASS ? own : other;
 }
 
@@ -252,7 +256,7 @@ static __always_inline struct verdict opens(const struct policy *policy, void *t
 
 	if (p->quotes)
 		return verdict_of(cell_for(policy, REASON_BAD_QUOTE), 0);
-	v = verdict_of(find_cell_called(policy, d, p->service, k), 0);
+	v = verdict_of(find_rule(policy, d, p->service, k), 0);
 	if (p->proto == IPPROTO_TCP && !is_syn(p))
 		v = judge_midstream(policy, p, d, k, v);
 	if (!passes(v))
@@ -286,7 +290,7 @@ __noinline __u32 converse(const struct policy *policy, const struct packet *p, _
 	flow_key(p, d, &k);
 	/* What could not be read, is not IP, or goes to many is judged alone. */
 	if (p->reason != REASON_PASS || !p->family || is_multicast(p))
-		return find_cell_called(policy, d, p->service, &k);
+		return find_rule(policy, d, p->service, &k);
 	if (!goes_on(policy, answers, p, &k, now, &v)) {
 		void *table = bpf_map_lookup_elem(&unanswered, &state);
 

@@ -10,8 +10,10 @@ modules="veth sch_ingress cls_bpf act_bpf llc stp bridge nfnetlink crc32c_generi
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 export DEBIAN_FRONTEND=noninteractive
+newest() { apt-cache search '^linux-image-6\.1\..*-cloud-amd64$' | awk '{print $1}' | sort -V | tail -n 1; }
+[[ -n $(newest) ]] || apt-get update >/dev/null
 apt-get install -y --no-install-recommends qemu-system-x86 busybox-static cpio >/dev/null
-kernel=$(apt-cache search '^linux-image-6\.1\..*-cloud-amd64$' | awk '{print $1}' | sort -V | tail -n 1)
+kernel=$(newest)
 chmod 755 "$work"
 (cd "$work" && apt-get download "$kernel" >/dev/null 2>&1 && dpkg-deb -x "$kernel"*.deb root)
 
@@ -27,7 +29,8 @@ cp -r examples/article "$image/t/examples/"
 cp bpf/*.h "$image/t/bpf/"
 cp docs/*.md "$image/t/docs/"
 cp xdp/*.o xdp/*_test.go "$image/t/xdp/"
-# There is no nft in there to ask for a second opinion, and nothing keeps pace with a rate under emulation.
+# There is no nft in there to ask for a second opinion, and nothing keeps pace with a rate under emulation, or starts an
+# agent within 5 s.
 cat >"$image/init" <<EOF
 #!/bin/busybox sh
 /bin/busybox --install -s /bin
@@ -36,7 +39,7 @@ mount -t tmpfs tmp /tmp; mount -t tmpfs run /run; mount -t bpf bpf /sys/fs/bpf
 for module in $modules; do insmod /lib/\$module.ko; done
 ifconfig lo 127.0.0.1 up
 uname -r
-cd /t/xdp && CI=1 ./xdp.test -test.v -test.run '$tests' -test.skip 'SecondOpinion|TestRates|TestLimitsTogether|TestOneWayLimit' && echo "all passed"
+cd /t/xdp && CI=1 ./xdp.test -test.v -test.run '$tests' -test.skip 'SecondOpinion|TestRates|TestLimitsTogether|TestOneWayLimit|TestHoldIsTakenOver' && echo "all passed"
 poweroff -f
 EOF
 chmod +x "$image/init"

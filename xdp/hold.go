@@ -249,8 +249,8 @@ func (f *Filter) holdBack(ifindex int, hooks ...string) error {
 		var err error
 		if hook == hookXDP {
 			l, err = attachXDP(ifindex, f.objs.VethwallXdp, Generic)
-		} else if !f.noTCX {
-			l, err = attachTCX(id, f.objs.VethwallReceived)
+		} else {
+			l, err = f.tryTCX(id, f.objs.VethwallReceived)
 		}
 		if err != nil {
 			return errors.Join(err, f.endHold(ifindex))

@@ -291,10 +291,7 @@ func (f *Filter) ensure(id hookID, w Want) error {
 			return f.ensure(hookID{id.ifindex, hookSent}, w)
 		}
 	} else {
-		if !f.noTCX {
-			l, err = attachTCX(id, program)
-			f.noTCX = errors.Is(err, ebpf.ErrNotSupported)
-		}
+		l, err = f.tryTCX(id, program)
 		if f.noTCX {
 			return clsactAttach(id, program)
 		}
@@ -350,6 +347,18 @@ func attachTCX(id hookID, program *ebpf.Program) (link.Link, error) {
 		return nil, fmt.Errorf("attach tcx to ifindex %d: %w", id.ifindex, err)
 	}
 	return l, nil
+}
+
+// tryTCX is attachTCX where the kernel has tcx, else nil.
+func (f *Filter) tryTCX(id hookID, program *ebpf.Program) (link.Link, error) {
+	if f.noTCX {
+		return nil, nil
+	}
+	l, err := attachTCX(id, program)
+	if f.noTCX = errors.Is(err, ebpf.ErrNotSupported); f.noTCX {
+		return nil, nil
+	}
+	return l, err
 }
 
 // refresh gives a link the program that belongs there and its pin back.

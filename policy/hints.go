@@ -513,20 +513,15 @@ var keyWords = []string{"allow", "antispoof", "default", "drop", "enable", "exce
 
 // keyParts are the words of a key behind xdp, each corrected where it can be.
 func keyParts(s string) []string {
-	rest, ok := strings.CutPrefix(s, "xdp")
-	switch {
-	case ok && rest == "":
-		return nil
-	case ok && strings.ContainsRune(separators, rune(rest[0])):
-		rest = rest[1:]
-	default:
+	rest, ok := behindXDP(s)
+	if !ok {
 		_, rest, _ = strings.Cut(s, ".")
 	}
 	if !strings.Contains(rest, ".") && keySlips[rest] == "" {
 		// XDP_EGRESS_DROP: the separator is the same all through.
 		rest = strings.NewReplacer("_", ".", "-", ".", "/", ".", ":", ".").Replace(rest)
 	}
-	parts := strings.SplitN(rest, ".", 6)
+	parts := slices.DeleteFunc(strings.SplitN(rest, ".", 6), func(p string) bool { return p == "" })
 	for i, p := range parts {
 		if w, ok := keySlips[p]; ok {
 			parts[i] = w

@@ -20,10 +20,10 @@ var confusables = map[rune]rune{
 	'․': '.', '。': '.', '·': '.', '‧': '.', '∙': '.', '٠': '.',
 }
 
-// skeleton is what a reader takes a key for: lower case, look-alikes folded, without spaces and
-// characters that do not print.
+// skeleton is what a reader takes a key for: lower case, look-alikes folded, without spaces,
+// characters that do not print, and what stands before the first letter.
 func skeleton(key string) string {
-	return strings.Map(func(r rune) rune {
+	return strings.TrimLeftFunc(strings.Map(func(r rune) rune {
 		switch {
 		case r >= '！' && r <= '～': // full-width ASCII
 			r -= '！' - '!'
@@ -37,25 +37,27 @@ func skeleton(key string) string {
 			return c
 		}
 		return r
-	}, key)
+	}, key), isSeparator)
 }
 
-const separators = "._-/:"
+// isSeparator takes for a separator whatever is neither a letter nor a digit.
+func isSeparator(r rune) bool { return !unicode.IsLetter(r) && !unicode.IsDigit(r) }
 
 // acronyms are one letter from xdp and names of their own; labels such as idp.enable are not ours.
 var acronyms = []string{"udp", "rdp", "idp", "sdp", "cdp", "ldp", "ndp", "gdp", "pdp", "dp", "xp", "xds", "xdr", "xdg", "xsp"}
 
 // looksLikeOurs reports whether a label that is not xdp.* was meant to be: its key is xdp but for
-// case, look-alike letters, spaces or another separator, or one or two letters away with one of our
-// words behind it. Other people's labels must not close their containers, so for a key that is more
-// than a slip away the rest has to agree.
+// case, look-alike letters, spaces or another separator or none, or one or two letters away with one
+// of our words behind it. Other people's labels must not close their containers, so for a key that is
+// more than a slip away the rest has to agree.
 func looksLikeOurs(key, value string) bool {
 	s := skeleton(key)
 	if s == "xdp" || strings.HasPrefix(s, "xdp.") {
 		return true
 	}
-	if rest, ok := strings.CutPrefix(s, "xdp"); ok && strings.ContainsRune(separators, rune(rest[0])) {
-		return isKeyWord(firstWord(rest[1:]))
+	if rest, ok := behindXDP(s); ok {
+		parts := keyParts(s)
+		return isKeyWord(firstWord(rest)) || len(parts) > 0 && isKeyWord(parts[0]) && readsAsRule(fixKey(s), value)
 	}
 	head, rest, dotted := strings.Cut(s, ".")
 	if !dotted || !isKeyWord(firstWord(rest)) {
@@ -73,9 +75,25 @@ func looksLikeOurs(key, value string) bool {
 	return false
 }
 
+// behindXDP is what follows xdp and its separators in a key: drop in xdp-drop, xdp..drop and xdpdrop. Without a separator
+// it has to begin with a word of ours, or one that is written for it, and a direction may be joined to the next word as well.
+func behindXDP(s string) (rest string, ok bool) {
+	if rest, ok = strings.CutPrefix(s, "xdp"); !ok {
+		return "", false
+	}
+	separated := strings.TrimLeftFunc(rest, isSeparator)
+	for _, d := range directionWords {
+		if joined, ok := strings.CutPrefix(separated, d); ok && isKeyWord(firstWord(joined)) {
+			return d + "." + joined, true
+		}
+	}
+	word := firstWord(separated)
+	return separated, separated != rest || isKeyWord(word) || keySlips[word] != ""
+}
+
 // firstWord is what stands before the first separator.
 func firstWord(s string) string {
-	if i := strings.IndexAny(s, separators); i >= 0 {
+	if i := strings.IndexFunc(s, isSeparator); i >= 0 {
 		return s[:i]
 	}
 	return s

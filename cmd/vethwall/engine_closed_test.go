@@ -168,20 +168,34 @@ func TestNowhereToAttach(t *testing.T) {
 			}
 		})
 	}
-	t.Run("one of two networks", func(t *testing.T) {
-		c := v.With(t).Start(image, "both", labelled("bridge", "xdp.drop=udp"))
-		awaitFilter(t, v, c.Name, 1)
-		v.With(t).Run("network", "connect", macvlan, c.ID)
-		s := await(t, v, c.Name, "has two networks", func(s agent.ContainerStatus) bool { return len(s.Interfaces) == 2 })
-		if s.State != agent.Unsupported {
-			t.Errorf("state %s, want the worst of its networks'", s.State)
-		}
-		for _, i := range s.Interfaces {
-			if i.Network == "bridge" && len(i.Hooks) != 2 || i.Network == macvlan && i.State != agent.Unsupported {
-				t.Errorf("interface %+v", i)
+	for name, tc := range map[string]struct {
+		label string
+		there agent.State // on the bridge
+	}{"one of two networks": {"xdp.drop=udp", agent.Enforced}, "one of two networks, closed": {"xdp.drop=upd", agent.Quarantined}} {
+		t.Run(name, func(t *testing.T) {
+			c := v.With(t).Start(image, "both-"+string(tc.there), labelled("bridge", tc.label))
+			await(t, v, c.Name, "is in force", func(s agent.ContainerStatus) bool { return s.State == tc.there })
+			v.With(t).Run("network", "connect", macvlan, c.ID)
+			s := await(t, v, c.Name, "has two networks", func(s agent.ContainerStatus) bool { return len(s.Interfaces) == 2 })
+			if s.State != agent.Partial {
+				t.Errorf("state %s of what is open on one side", s.State)
 			}
-		}
-	})
+			for _, i := range s.Interfaces {
+				if i.Network == "bridge" && (i.State != tc.there || len(i.Hooks) != 2) {
+					t.Errorf("interface %+v", i)
+				}
+				if i.Network == macvlan && (i.State != agent.Partial || !strings.Contains(i.Error, "a way out that no hook sees: network "+macvlan+" is macvlan")) {
+					t.Errorf("interface %+v", i)
+				}
+			}
+			if a := v.Ask("status", c.Name); a.Code != 1 || !strings.Contains(a.Stdout, "a way out that no hook sees") || !strings.Contains(lineWith(v.Log(), c.Name), "a way out") {
+				t.Errorf("neither status nor log says it: %+v", a)
+			}
+			// It is the veth's alone again.
+			v.With(t).Run("network", "disconnect", macvlan, c.ID)
+			await(t, v, c.Name, "is on the bridge alone", func(s agent.ContainerStatus) bool { return s.State == tc.there && len(s.Interfaces) == 1 })
+		})
+	}
 }
 
 // ip runs the ip command on the engine's host.

@@ -88,7 +88,7 @@ func givenStack(given []string, conf config.Config) (policy.Stack, error) {
 	}
 	stack, _, _, err := agent.Stack(docker.Container{Labels: labels, ImageKnown: true}, conf)
 	if err != nil {
-		return nil, answerNo("the labels close the container: " + joined(err))
+		return nil, answerNo("the labels close the container: " + agent.OneLine(err))
 	}
 	return policy.Groups{}.Resolve(stack), nil
 }
@@ -108,7 +108,7 @@ func containerStack(ctx context.Context, name string, conf config.Config) (polic
 	}
 	stack, asks, _, err := agent.Stack(c, conf)
 	if err != nil {
-		return nil, answerNo(fmt.Sprintf("container %s is closed: %s", name, joined(err)))
+		return nil, answerNo(fmt.Sprintf("container %s is closed: %s", name, agent.OneLine(err)))
 	}
 	if !asks {
 		return nil, errors.New("neither labels nor the agent's configuration ask for a filter: everything passes")

@@ -168,7 +168,7 @@ func (s statusView) table(have []agent.ContainerStatus) error {
 			fmt.Fprintf(w, "%s\t%s\t-\t-\t-\t-\t-\t%s\n", clean(c.Name), s.state(c.State), brief(c.Policy))
 		}
 		for _, i := range c.Interfaces {
-			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%d\t%d\t%s\n", clean(c.Name), s.state(i.State), dash(clean(i.Network)), dash(i.Ifname),
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%d\t%d\t%s\n", clean(c.Name), s.state(i.State), dash(clean(i.Network)), dash(clean(i.Ifname)),
 				hooks(i.Hooks), i.Packets.Passed, i.Packets.Dropped, brief(c.Policy))
 		}
 	}
@@ -209,12 +209,12 @@ func (s statusView) one(c agent.ContainerStatus) error {
 		return s.printJSON(s.document([]agent.ContainerStatus{c}))
 	}
 	s.noAgent()
-	fmt.Fprintf(s.stdout, "%s %.12s: %s\npolicy: %s\n", clean(c.Name), c.ID, s.state(c.State), dash(c.Policy))
+	fmt.Fprintf(s.stdout, "%s %.12s: %s\npolicy: %s\n", clean(c.Name), c.ID, s.state(c.State), dash(clean(c.Policy)))
 	for _, why := range whys(c) {
 		fmt.Fprintln(s.stdout, clean(why))
 	}
 	for _, i := range c.Interfaces {
-		fmt.Fprintf(s.stdout, "\nnetwork %s: %s, veth %s, hook %s\n", dash(clean(i.Network)), s.state(i.State), dash(i.Ifname), hooks(i.Hooks))
+		fmt.Fprintf(s.stdout, "\nnetwork %s: %s, veth %s, hook %s\n", dash(clean(i.Network)), s.state(i.State), dash(clean(i.Ifname)), hooks(i.Hooks))
 		fmt.Fprintf(s.stdout, "  %d packets passed, %d dropped", i.Packets.Passed, i.Packets.Dropped)
 		if i.Packets.WouldDrop > 0 {
 			fmt.Fprintf(s.stdout, ", %d passed that enforcing would drop", i.Packets.WouldDrop)

@@ -16,6 +16,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -410,7 +411,7 @@ func (a *agent) enforce(c *container, veths namespaces) {
 		if !known {
 			return
 		}
-		r.Interfaces = append(r.Interfaces, attached...)
+		r.Interfaces = append(waysOut(r.Interfaces, attached), attached...)
 	}
 	r.settle()
 	a.save(c, r)
@@ -470,7 +471,7 @@ func (a *agent) interfaces(c *container, veths namespaces) (out []Interface, kno
 			a.ask(c.ID)
 			return nil, false
 		}
-		return []Interface{{Network: c.NetworkMode, State: Pending, Error: oneLine(err)}}, fresh
+		return []Interface{{Network: c.NetworkMode, State: Pending, Error: OneLine(err)}}, fresh
 	}
 	if len(found) == 0 && c.seen { // it has ended, or left its last network: Docker knows, if not at once
 		c.seen, c.stale, c.lost = false, true, time.Now()
@@ -566,14 +567,14 @@ func (a *agent) attach(c *container, i *Interface, siblings []int) error {
 	known := slices.Contains(a.kernel.Devices(), i.Ifindex)
 	want := xdp.Want{Policy: c.want.tables, Mode: c.want.mode, BothHooks: c.want.both, Program: c.object.program, Siblings: siblings}
 	if err := a.identify(c, i, &want); err != nil {
-		return a.shut(i, oneLine(err))
+		return a.shut(i, OneLine(err))
 	}
 	if c.want.program != "" && a.kernel.ByHand(i.Ifindex) {
 		a.log.Warn("a program by hand gives way to xdp.program", "container", c.Name, "id", short(c.ID), "veth", i.Ifname)
 	}
 	unseen, held := a.hold.Unseen(i.Ifindex)
 	if err := a.kernel.Attach(i.Ifindex, want); err != nil {
-		return a.shut(i, oneLine(err))
+		return a.shut(i, OneLine(err))
 	}
 	i.State, i.Error = a.attached(c, i.Ifindex)
 	if !known && !held {
@@ -609,7 +610,7 @@ func (a *agent) shut(i *Interface, why string) error {
 	}
 	switch {
 	case err != nil:
-		i.State, i.Error = Pending, "NOT CLOSED: "+why+"; and it could not be closed: "+oneLine(err)
+		i.State, i.Error = Pending, "NOT CLOSED: "+why+"; and it could not be closed: "+OneLine(err)
 	case !byFilter:
 		i.Error = why + "; the veth is set down"
 	}
@@ -643,8 +644,11 @@ func (a *agent) tellState(c *container, r Record) {
 		level = slog.LevelWarn
 	}
 	for _, i := range r.Interfaces {
-		if why == "" {
+		switch {
+		case why == "":
 			why = i.Error
+		case i.State == Partial && !strings.Contains(why, i.Error): // what is said first may be that it is closed
+			why += "; " + i.Error
 		}
 		if i.State == Pending && i.Ifindex != 0 {
 			level, why = slog.LevelError, fmt.Sprintf("%s: %s", i.Ifname, i.Error)

@@ -557,6 +557,8 @@ func TestNextAgent(t *testing.T) {
 
 func TestNothingToAttachTo(t *testing.T) {
 	host, none, joiner, macvlan, odd := box(10, true, "xdp.drop=udp"), box(20, true, "xdp.drop=udp"), box(30, true, "xdp.drop=udp"), box(40, true, "xdp.drop=udp"), box(50, true, "xdp.drop=udp")
+	half := joined(box(80, true, "xdp.drop=upd"), "swarm")
+	half.Networks[1].Driver = "overlay"
 	host.NetworkMode, none.NetworkMode, joiner.NetworkMode = "host", "none", "container:"+host.ID
 	macvlan = joined(macvlan, "lan")
 	macvlan.Networks[1].Driver = "macvlan"
@@ -567,7 +569,7 @@ func TestNothingToAttachTo(t *testing.T) {
 	none.Networks = []docker.Endpoint{{Network: "none", NetworkID: strings.Repeat("d", 64), Driver: "null"}}
 	nowhere := box(70, true, "xdp.drop=udp")
 	nowhere.Networks = nil
-	inTime(t, []docker.Container{host, none, joiner, macvlan, odd, left, nowhere}, func(r *rig) {
+	inTime(t, []docker.Container{host, none, joiner, macvlan, odd, left, nowhere, half}, func(r *rig) {
 		r.kernel.namespaces[none.SandboxKey] = nil
 		r.kernel.namespaces[nowhere.SandboxKey] = nil
 	}, func(r *rig) {
@@ -579,7 +581,8 @@ func TestNothingToAttachTo(t *testing.T) {
 			{host, "unsupported [host unsupported 0:]", "shares the host's network"},
 			{none, "unsupported [none unsupported 0:]", "has no network"},
 			{joiner, "unsupported [container:" + host.ID + " unsupported 0:]", "shares the network of container 000a000a000a"},
-			{macvlan, "unsupported [lan unsupported 0:] [bridge enforced 40:open] [br-cccccccccccc enforced 41:open]", "is macvlan"},
+			{macvlan, "partial [lan partial 0:] [bridge enforced 40:open] [br-cccccccccccc enforced 41:open]", "a way out that no hook sees: network lan is macvlan"},
+			{half, "partial [swarm partial 0:] [bridge quarantined 80:closed] [br-cccccccccccc quarantined 81:closed]", "a way out that no hook sees: network swarm is overlay"},
 			{left, "enforced [bridge enforced 60:open]", ""},
 			{nowhere, "unsupported [ unsupported 0:]", "has no network"},
 			{odd, "unsupported [default unsupported 0:]", "own network namespace"},

@@ -298,7 +298,7 @@ func (a *agent) mendHold() {
 func (a *agent) sayHold() {
 	way, why := a.hold.Way()
 	if why != nil {
-		a.log.Warn("new ports are held by an XDP program once they are seen, because nftables cannot do it: a first packet may be faster; see vethwall doctor", "why", oneLine(why))
+		a.log.Warn("new ports are held by an XDP program once they are seen, because nftables cannot do it: a first packet may be faster; see vethwall doctor", "why", OneLine(why))
 		return
 	}
 	a.log.Info("new ports are held until their filter is in force", "by", string(way))

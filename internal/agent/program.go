@@ -37,7 +37,7 @@ func (a *agent) readObject(c *container) {
 	}
 	var err error
 	if o.program, err = a.readProgram(o.name); err != nil {
-		o.problem = oneLine(err)
+		o.problem = OneLine(err)
 	}
 }
 

@@ -10,18 +10,19 @@ import (
 // State is how far a container or an interface is enforced.
 type State string
 
-// The states, from the best to the worst; a container has the worst of its interfaces.
+// The states, from the best to the worst; a container has the worst of its interfaces. One that is closed is better than one
+// that is open against what the container asks for: a container is called closed only where nothing of it is open.
 const (
 	Enforced    State = "enforced"
 	Audit       State = "audit"       // judged and counted, and some of it not carried out
 	Late        State = "late"        // enforced, but the veth had sent before
+	Quarantined State = "quarantined" // closed
 	Partial     State = "partial"     // something stands in the policy's place, or a way out that no hook sees
 	Pending     State = "pending"     // not there yet
 	Unsupported State = "unsupported" // nothing to attach to
-	Quarantined State = "quarantined" // closed
 )
 
-var states = []State{Enforced, Audit, Late, Partial, Pending, Unsupported, Quarantined}
+var states = []State{Enforced, Audit, Late, Quarantined, Partial, Pending, Unsupported}
 
 // Worst is the worst of two states.
 func Worst(a, b State) State {

@@ -45,7 +45,7 @@ func (a *agent) closeResolver(c *container, path string, ifindex int) []Interfac
 	if err := a.kernel.CloseResolver(path, ifindex, want.udp, want.tcp); err != nil {
 		return []Interface{{
 			Network: "127.0.0.11", State: Partial,
-			Error: "names can be asked for past the filter: the engine's resolver asks the host's loopback, and could not be closed: " + oneLine(err),
+			Error: "names can be asked for past the filter: the engine's resolver asks the host's loopback, and could not be closed: " + OneLine(err),
 		}}
 	}
 	c.resolver = want

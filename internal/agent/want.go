@@ -53,7 +53,7 @@ func wanted(c docker.Container, k known, conf config.Config) (want, bool) {
 	}
 	switch {
 	case err != nil:
-		w.tables, w.problem = nil, oneLine(err)
+		w.tables, w.problem = nil, OneLine(err)
 	case w.live && k.missing != "":
 		w.tables, w.waits, w.problem = nil, true, "who is in its groups is not known: "+k.missing
 	}
@@ -150,6 +150,17 @@ func Obstacles(c docker.Container) []Interface {
 	return out
 }
 
+// waysOut turns what has nothing to attach to, in a container that has a veth as well, into a way out that no hook sees.
+func waysOut(obstacles, attached []Interface) []Interface {
+	if !slices.ContainsFunc(attached, func(i Interface) bool { return i.Ifindex != 0 }) {
+		return obstacles
+	}
+	for i := range obstacles {
+		obstacles[i].State, obstacles[i].Error = Partial, "a way out that no hook sees: "+obstacles[i].Error
+	}
+	return obstacles
+}
+
 // shares reports whether a container has no network namespace of its own. What else its network mode says holds only until
 // it joins another network: Docker keeps the mode.
 func shares(mode string) bool { return mode == "host" || joins(mode) }
@@ -208,4 +219,14 @@ func (s surroundings) bridge(e docker.Endpoint) string {
 	return "br-" + e.NetworkID[:min(12, len(e.NetworkID))]
 }
 
-func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }
+// maxErrors is how many errors of one container its record and the log have; there can be thousands.
+const maxErrors = 20
+
+// OneLine is what errors.Join has joined, for a record, a log or a line of output.
+func OneLine(err error) string {
+	lines := strings.Split(err.Error(), "\n")
+	if more := len(lines) - maxErrors; more > 0 {
+		lines = append(lines[:maxErrors], fmt.Sprintf("and %d errors more", more))
+	}
+	return strings.Join(lines, "; ")
+}

@@ -1,10 +1,13 @@
 package main
 
 import (
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/vethwall/vethwall/docker/dockertest"
 )
 
 func TestFollowsHost(t *testing.T) {
@@ -52,6 +55,20 @@ func TestCheckConfig(t *testing.T) {
 		}
 		if got := checkConfig(path); got.level != tc.level || !strings.Contains(got.found, tc.found) || (got.todo == "") != (got.level == good) {
 			t.Errorf("%q: %+v", tc.text, got)
+		}
+	}
+}
+
+// The containers of a rootless engine have no veth on the host.
+func TestCheckDockerRootless(t *testing.T) {
+	e := dockertest.New(t)
+	t.Setenv("DOCKER_HOST", e.Host())
+	for options, want := range map[string]level{`"name=seccomp"`: good, `"name=seccomp","name=rootless"`: fail} {
+		e.Handle("/info", func(w http.ResponseWriter, _ *http.Request) {
+			_, _ = w.Write([]byte(`{"ServerVersion":"28.5.2","SecurityOptions":[` + options + `]}`))
+		})
+		if got := checkDocker(t.Context(), nil); got.level != want || (got.todo == "") != (want == good) {
+			t.Errorf("%s: %+v", options, got)
 		}
 	}
 }

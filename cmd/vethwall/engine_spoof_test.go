@@ -1,11 +1,6 @@
 package main
 
 import (
-	"bytes"
-	"context"
-	"encoding/json"
-	"net"
-	"net/http"
 	"net/netip"
 	"testing"
 
@@ -123,27 +118,15 @@ func (s spoofing) given(t *testing.T) {
 func createGiven(t *testing.T, v *enginetest.Vethwall, image, network, mac, v4, v6 string) (id string) {
 	t.Helper()
 	type object = map[string]any
-	body, err := json.Marshal(object{
+	var created struct{ ID string }
+	err := callEngine(t, v, "/containers/create?name="+enginetest.Prefix+"given", object{
 		"Image": image, "Labels": object{"xdp.enable": "true"}, "MacAddress": mac, "HostConfig": object{"NetworkMode": network},
 		"NetworkingConfig": object{"EndpointsConfig": object{network: object{
 			"MacAddress": mac, "IPAMConfig": object{"IPv4Address": v4, "IPv6Address": v6},
 		}}},
-	})
+	}, &created)
 	if err != nil {
 		t.Fatal(err)
-	}
-	client := http.Client{Transport: &http.Transport{DialContext: func(context.Context, string, string) (net.Conn, error) {
-		return net.Dial("unix", v.Engine.Dir+"/docker.sock")
-	}}}
-	defer client.CloseIdleConnections()
-	answer, err := client.Post("http://engine/containers/create?name="+enginetest.Prefix+"given", "application/json", bytes.NewReader(body))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer answer.Body.Close()
-	var created struct{ ID, Message string }
-	if err := json.NewDecoder(answer.Body).Decode(&created); err != nil || created.ID == "" {
-		t.Fatalf("create: %v %s", err, created.Message)
 	}
 	return created.ID
 }

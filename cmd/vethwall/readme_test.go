@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"context"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 )
@@ -150,6 +152,45 @@ func TestDocumentedLinks(t *testing.T) {
 			if _, err := os.Stat(filepath.Join(filepath.Dir(name), m[1])); err != nil {
 				t.Errorf("%s: %s: %v", name, m[0], err)
 			}
+		}
+	}
+}
+
+// Every test that a document names is there, and the subtest that it names stands in the same file.
+func TestDocumentedTests(t *testing.T) {
+	declared := regexp.MustCompile(`(?m)^func (Test\w+)\(`)
+	files := map[string]string{}
+	err := filepath.WalkDir(top, func(path string, _ fs.DirEntry, err error) error {
+		if err != nil || !strings.HasSuffix(path, "_test.go") {
+			return err
+		}
+		text, err := os.ReadFile(path)
+		for _, m := range declared.FindAllStringSubmatch(string(text), -1) {
+			files[m[1]] += string(text)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	named := regexp.MustCompile(`^(Test[A-Z]\w*)(?:/(.+))?$`)
+	for name, text := range documents(t) {
+		for _, m := range span.FindAllStringSubmatch(fence.ReplaceAllString(text, ""), -1) {
+			test := named.FindStringSubmatch(m[1])
+			if test == nil {
+				continue
+			}
+			file, there := files[test[1]]
+			if !there {
+				t.Errorf("%s: there is no %s", name, test[1])
+			} else if test[2] != "" && !strings.Contains(file, strconv.Quote(test[2])) {
+				t.Errorf("%s: %s has no subtest %q", name, test[1], test[2])
+			}
+		}
+	}
+	for line := range strings.Lines(documents(t)[filepath.Join(top, "docs/networks.md")]) {
+		if strings.HasPrefix(line, "| ") && !strings.HasPrefix(line, "| network") && !strings.Contains(line, "`Test") && !strings.Contains(line, "*not tested here*") {
+			t.Errorf("networks.md: who shows %s", line)
 		}
 	}
 }

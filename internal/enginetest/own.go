@@ -32,7 +32,7 @@ type Engine struct {
 
 	name       string
 	flags      []string
-	resolvConf string // "" for the machine's
+	files      map[string]string // by the path of a file of the machine's the one that the engine sees there
 	process    *process
 	built      string  // the directory that BuiltVar names, "" for the machine's programs
 	containerd process // the built one
@@ -48,16 +48,25 @@ type process struct {
 // and its containers, mounts and namespaces with it.
 func Own(t testing.TB, flags ...string) *Engine {
 	t.Helper()
-	return own(t, "", flags)
+	return own(t, nil, flags)
 }
 
 // OwnAsking is Own for an engine whose host has one name server. It sees a resolv.conf of its own in place of the machine's.
 func OwnAsking(t testing.TB, nameserver string) *Engine {
 	t.Helper()
-	return own(t, nameserver, nil)
+	return own(t, map[string]string{"/etc/resolv.conf": "nameserver " + nameserver + "\n"}, nil)
 }
 
-func own(t testing.TB, nameserver string, flags []string) *Engine {
+// OwnRemapped is Own for an engine whose containers live in a user namespace of their own. Who they are mapped to has
+// subordinate ids in files of the engine's own.
+func OwnRemapped(t testing.TB) *Engine {
+	t.Helper()
+	ids := "nobody:100000:65536\n"
+	return own(t, map[string]string{"/etc/subuid": ids, "/etc/subgid": ids}, []string{"--userns-remap", "nobody:nogroup"})
+}
+
+// own starts an engine that sees files, by their paths, in the place of the machine's.
+func own(t testing.TB, files map[string]string, flags []string) *Engine {
 	t.Helper()
 	Need(t, os.Geteuid() == 0, "root")
 	built := os.Getenv(BuiltVar)
@@ -72,9 +81,12 @@ func own(t testing.TB, nameserver string, flags []string) *Engine {
 	}
 	e := &Engine{
 		Docker: &Docker{t: t, own: true, prefix: Prefix, Env: append(pathWith(built), "DOCKER_HOST=unix://"+dir+"/docker.sock", "DOCKER_CONTEXT=")},
-		NetNS:  "/run/netns/" + name, Dir: dir, name: name, flags: flags, process: &process{}, built: built,
+		NetNS:  "/run/netns/" + name, Dir: dir, name: name, flags: flags, files: map[string]string{}, process: &process{}, built: built,
 	}
 	t.Cleanup(e.remove)
+	if err := os.Chmod(dir, 0o711); err != nil { // #nosec G302 -- the root of a user namespace has to get through it
+		t.Fatal(err)
+	}
 	for _, args := range [][]string{{"netns", "add", name}, {"-n", name, "link", "set", "lo", "up"}} {
 		if out, err := exec.Command("ip", args...).CombinedOutput(); err != nil {
 			t.Fatalf("ip %v: %v: %s", args, err, out)
@@ -83,9 +95,11 @@ func own(t testing.TB, nameserver string, flags []string) *Engine {
 	if err := os.WriteFile(filepath.Join(dir, "daemon.json"), []byte("{}\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if nameserver != "" {
-		e.resolvConf = filepath.Join(dir, "resolv.conf")
-		if err := os.WriteFile(e.resolvConf, []byte("nameserver "+nameserver+"\n"), 0o644); err != nil { // #nosec G306 -- no secret
+	for path, text := range files {
+		_, err := os.Stat(path)
+		Need(t, err == nil, "the file "+path)
+		e.files[path] = filepath.Join(dir, filepath.Base(path))
+		if err := os.WriteFile(e.files[path], []byte(text), 0o644); err != nil { // #nosec G306 -- no secret
 			t.Fatal(err)
 		}
 	}
@@ -166,16 +180,19 @@ func (e *Engine) spawn() error {
 	return nil
 }
 
-// command prepares a program of the engine's, which sees the engine's resolv.conf where it has one of its own. What it
+// command prepares a program of the engine's, which sees the engine's own files in the place of the machine's. What it
 // mounts then nobody else sees, so that its containers' namespaces are found by their processes; dockerd and containerd
 // have to see what the other mounts.
 func (e *Engine) command(args []string) *exec.Cmd {
 	switch {
-	case e.resolvConf == "":
+	case len(e.files) == 0:
 	case e.containerd.pid != 0:
 		args = append([]string{"nsenter", fmt.Sprintf("--mount=/proc/%d/ns/mnt", e.containerd.pid), "--"}, args...)
 	default:
-		args = append([]string{"unshare", "--mount", "--propagation", "slave", "sh", "-c", `mount --bind "$0" /etc/resolv.conf && exec "$@"`, e.resolvConf}, args...)
+		for path, own := range e.files {
+			args = append([]string{"sh", "-c", `mount --bind "$0" "$1" && shift && exec "$@"`, own, path}, args...)
+		}
+		args = append([]string{"unshare", "--mount", "--propagation", "slave"}, args...)
 	}
 	return e.Command(args[0], args[1:]...)
 }

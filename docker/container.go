@@ -3,6 +3,7 @@ package docker
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -77,8 +78,8 @@ func (c *Client) Inspect(ctx context.Context, id string) (Container, error) {
 	if err != nil {
 		return Container{}, fmt.Errorf("inspect container %.12s: %w", id, err)
 	}
-	if r.ContainerJSONBase == nil || r.HostConfig == nil || !isID(r.ID) {
-		return Container{}, fmt.Errorf("inspect container %.12s: the answer describes no container", id)
+	if err := whole(r, id); err != nil {
+		return Container{}, fmt.Errorf("inspect container %.12s: %w", id, err)
 	}
 	out := snapshot(r)
 	if out.ImageLabels, out.ImageKnown, err = c.imageLabels(ctx, out.ImageID, r.ImageManifestDescriptor); err != nil {
@@ -94,29 +95,35 @@ func (c *Client) Inspect(ctx context.Context, id string) (Container, error) {
 	return out, nil
 }
 
-// snapshot takes from r what needs no further question.
+// whole says what is wrong with an answer that every engine gives complete. Half of one would be taken for a container that
+// has no labels, or that does not run; and where a container is gone the engine looks for one that is named so.
+func whole(r container.InspectResponse, id string) error {
+	switch {
+	case r.ContainerJSONBase == nil || !isID(r.ID):
+		return errors.New("the answer describes no container")
+	case isID(id) && r.ID != id:
+		return fmt.Errorf("the answer describes another container, %.12s", r.ID)
+	case r.State == nil || r.Config == nil || r.HostConfig == nil || r.NetworkSettings == nil:
+		return errors.New("the answer is not complete")
+	}
+	return nil
+}
+
+// snapshot takes from r, which is whole, what needs no further question.
 func snapshot(r container.InspectResponse) Container {
-	out := Container{ID: r.ID, Name: strings.TrimPrefix(r.Name, "/"), ImageID: r.Image}
-	if r.Config != nil {
-		out.Labels, out.Image = r.Config.Labels, r.Config.Image
+	n, h := r.NetworkSettings, r.HostConfig
+	out := Container{
+		ID: r.ID, Name: strings.TrimPrefix(r.Name, "/"), Labels: r.Config.Labels, Image: r.Config.Image, ImageID: r.Image,
+		SandboxID: n.SandboxID, SandboxKey: n.SandboxKey, Networks: endpoints(n.Networks), NetworkMode: string(h.NetworkMode),
+		Privileged: h.Privileged, Runtime: h.Runtime, DNS: h.DNS, Published: h.PublishAllPorts || len(h.PortBindings) > 0,
 	}
 	// While a restart policy waits for its next attempt, Running is true and there is no process.
-	if s := r.State; s != nil && s.Running && s.Pid > 0 {
+	if s := r.State; s.Running && s.Pid > 0 {
 		out.Running, out.Pid = true, s.Pid
 		out.StartedAt, _ = time.Parse(time.RFC3339Nano, s.StartedAt)
 	}
-	if n := r.NetworkSettings; n != nil {
-		out.SandboxID, out.SandboxKey = n.SandboxID, n.SandboxKey
-		out.Networks = endpoints(n.Networks)
-	}
-	if h := r.HostConfig; h != nil {
-		out.NetworkMode = string(h.NetworkMode)
-		for _, name := range h.CapAdd {
-			out.CapAdd = append(out.CapAdd, strings.TrimPrefix(strings.ToUpper(name), "CAP_"))
-		}
-		out.Privileged, out.Runtime = h.Privileged, h.Runtime
-		out.DNS = h.DNS
-		out.Published = h.PublishAllPorts || len(h.PortBindings) > 0
+	for _, name := range h.CapAdd {
+		out.CapAdd = append(out.CapAdd, strings.TrimPrefix(strings.ToUpper(name), "CAP_"))
 	}
 	return out
 }

@@ -216,7 +216,7 @@ func TestInspectStates(t *testing.T) {
 
 func TestInspectRestarting(t *testing.T) {
 	e, ctx := engine(t)
-	e.PutRaw(id("a"), `{"Id":"`+id("a")+`","State":{"Status":"restarting","Running":true,"Restarting":true,"Pid":0},"HostConfig":{"CapAdd":["net_raw","CAP_SYS_ADMIN","ALL"]}}`)
+	e.PutRaw(id("a"), `{"Id":"`+id("a")+`","State":{"Status":"restarting","Running":true,"Restarting":true,"Pid":0},"HostConfig":{"CapAdd":["net_raw","CAP_SYS_ADMIN","ALL"]},"Config":{},"NetworkSettings":{}}`)
 	got, err := connect(ctx, t).Inspect(ctx, id("a"))
 	if err != nil {
 		t.Fatal(err)
@@ -242,14 +242,39 @@ func TestInspectErrors(t *testing.T) {
 			t.Errorf("status %d: %v, want an error that is not 'not found'", status, err)
 		}
 	}
-	e.Handle("/containers/", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("{}")) })
-	if _, err := c.Inspect(ctx, web.ID); err == nil {
-		t.Error("an empty answer became a container")
+	for name, answer := range unfit(t) {
+		e.Handle("/containers/", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte(answer)) })
+		if got, err := c.Inspect(ctx, web.ID); err == nil {
+			t.Errorf("%s became a container: %+v", name, got)
+		}
 	}
 	e.Handle("/containers/", nil)
 	if _, err := c.Inspect(ctx, web.ID); err != nil {
 		t.Errorf("after the errors: %v", err)
 	}
+}
+
+// unfit are answers to an inspection of web that do not describe it.
+func unfit(t *testing.T) map[string]string {
+	t.Helper()
+	full := recorded(t, "20.10")
+	out := map[string]string{
+		"an empty answer": "{}", "nothing": "", "null": "null", "an answer that is cut off": full[:len(full)/2],
+		"another container": strings.ReplaceAll(full, web.ID, id("a")),
+	}
+	for _, part := range []string{"State", "Config", "HostConfig", "NetworkSettings"} {
+		var answer map[string]any
+		if err := json.Unmarshal([]byte(full), &answer); err != nil || answer[part] == nil {
+			t.Fatalf("%s is not there: %v", part, err)
+		}
+		delete(answer, part)
+		text, err := json.Marshal(answer)
+		if err != nil {
+			t.Fatal(err)
+		}
+		out["an answer without "+part] = string(text)
+	}
+	return out
 }
 
 // An image that the engine does not show is unknown; one that it did not get to show is an error.

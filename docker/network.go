@@ -3,6 +3,7 @@ package docker
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -25,11 +26,14 @@ type Network struct {
 	Gateways []netip.Addr
 }
 
-// Networks returns every network, sorted by id.
+// Networks returns every network, sorted by id. Every engine has some (host and none): a list without any is an error.
 func (c *Client) Networks(ctx context.Context) ([]Network, error) {
 	all, err := c.api.NetworkList(ctx, network.ListOptions{})
 	if err != nil {
 		return nil, fmt.Errorf("list networks: %w", err)
+	}
+	if len(all) == 0 {
+		return nil, errors.New("list networks: the answer names none")
 	}
 	out := make([]Network, 0, len(all))
 	for _, s := range all {

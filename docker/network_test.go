@@ -10,6 +10,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/vethwall/vethwall/docker"
+	"github.com/vethwall/vethwall/docker/dockertest"
 )
 
 func TestNetworks(t *testing.T) {
@@ -26,7 +27,7 @@ func TestNetworks(t *testing.T) {
 	got, err := c.Networks(ctx)
 	same := cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })
 	sameAddr := cmp.Comparer(func(a, b netip.Addr) bool { return a == b })
-	if d := cmp.Diff([]docker.Network{host, one, named}, got, same, sameAddr); d != "" || err != nil {
+	if d := cmp.Diff([]docker.Network{host, one, named, dockertest.None}, got, same, sameAddr); d != "" || err != nil {
 		t.Error(err, d)
 	}
 	e.Handle("/networks", func(w http.ResponseWriter, _ *http.Request) {
@@ -36,9 +37,16 @@ func TestNetworks(t *testing.T) {
 	if err != nil || len(got) != 2 || len(got[0].Subnets) != 1 || got[0].Subnets[0] != one.Subnets[0] || len(got[0].Gateways) != 1 || got[0].Gateways[0] != one.Gateways[0] {
 		t.Errorf("%+v, %v", got, err)
 	}
-	e.Handle("/networks", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusForbidden) })
-	if _, err := c.Networks(ctx); err == nil {
-		t.Error("no error")
+	for _, answer := range []string{"", "[]", "null", "garbage", `[{"Id":"x"`} {
+		e.Handle("/networks", func(w http.ResponseWriter, _ *http.Request) {
+			if answer == "" {
+				w.WriteHeader(http.StatusForbidden)
+			}
+			_, _ = w.Write([]byte(answer))
+		})
+		if got, err := c.Networks(ctx); err == nil {
+			t.Errorf("answer %q: %v, and no error", answer, got)
+		}
 	}
 }
 

@@ -61,7 +61,7 @@ const sinceMargin = 2 * time.Second
 // Watch opens a stream of the events from now on; those of the last seconds may come first. What is
 // listed after Watch has returned cannot change unseen: watch, then list. The stream ends when ctx
 // does, when the engine refuses, goes away or sends what is no event, and with Close; then Connect
-// anew and list again.
+// anew and list again. An engine that does not answer at all keeps Watch waiting until ctx ends.
 func (c *Client) Watch(ctx context.Context) *Stream {
 	ctx, cancel := context.WithCancel(ctx)
 	args := filters.NewArgs(filters.Arg("type", "container"), filters.Arg("type", "network"))

@@ -46,8 +46,11 @@ type event struct {
 	line string
 }
 
-// New starts an engine with no containers that speaks API version 1.41. It is stopped at the test's
-// end. Tests reach it by setting DOCKER_HOST to Host.
+// None is a network that every engine has.
+var None = docker.Network{ID: strings.Repeat("f", 64), Name: "none", Driver: "null"}
+
+// New starts an engine that has no containers and the network None, and speaks API version 1.41. It is stopped at
+// the test's end. Tests reach it by setting DOCKER_HOST to Host.
 func New(t testing.TB) *Engine {
 	t.Helper()
 	// Not t.TempDir: a socket's path has room for 108 bytes only.
@@ -59,7 +62,7 @@ func New(t testing.TB) *Engine {
 	e := &Engine{
 		t: t, socket: filepath.Join(dir, "docker.sock"), apiVersion: "1.41",
 		containers: map[string]docker.Container{}, raw: map[string]string{},
-		images: map[string]map[string]string{}, networks: map[string]docker.Network{},
+		images: map[string]map[string]string{}, networks: map[string]docker.Network{None.ID: None},
 		handlers: map[string]http.HandlerFunc{}, streams: map[chan string]bool{}, changed: make(chan struct{}),
 	}
 	e.Start()

@@ -89,7 +89,11 @@ func sleep(ctx context.Context, d time.Duration) {
 func (a *agent) follow(ctx context.Context, e Engine) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	unanswered := time.AfterFunc(answerTimeout, cancel)
 	stream := e.Watch(ctx)
+	if !unanswered.Stop() {
+		return fmt.Errorf("event stream: no answer in %v", answerTimeout)
+	}
 	a.tell(func() {
 		a.session = &session{Engine: e, ctx: ctx}
 		for _, c := range a.containers {

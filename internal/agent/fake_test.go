@@ -278,6 +278,7 @@ type fakeEngine struct {
 	inspects   map[string]int
 	hang       map[string]chan struct{} // an inspect of this id waits
 	hangList   chan struct{}
+	hangWatch  chan struct{}
 	deaf       chan struct{}    // inspects wait, whatever becomes of who asked, and answer what was so when they began
 	broken     map[string]error // "list", "networks" or an id
 	networks   []docker.Network
@@ -403,8 +404,9 @@ func (e *fakeEngine) Watch(ctx context.Context) *docker.Stream {
 	e.mu.Lock()
 	e.order = append(e.order, "watch")
 	e.streams[in] = cancel
-	refuse := e.refuse
+	refuse, hang := e.refuse, e.hangWatch
 	e.mu.Unlock()
+	_ = waitFor(ctx, hang)
 	if refuse != nil {
 		cancel()
 	}

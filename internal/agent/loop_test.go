@@ -301,6 +301,21 @@ func TestEngineRefusesEvents(t *testing.T) {
 	})
 }
 
+// An engine that does not answer the request for events is left for the next one that does.
+func TestEngineHangsEvents(t *testing.T) {
+	c := box(10, true, "xdp.drop=udp")
+	inTime(t, []docker.Container{c}, func(r *rig) { r.engine.hangWatch = make(chan struct{}) }, func(r *rig) {
+		r.after(answerTimeout - time.Second)
+		r.want(c, "none")
+		r.engine.set(func() { r.engine.hangWatch = nil })
+		r.after(maxWait)
+		r.want(c, enforced10)
+		if !r.said("WARN", "no answer") {
+			t.Error("the log does not say what is wrong")
+		}
+	})
+}
+
 // An engine that has just started may list nothing, and start its containers a moment later.
 func TestEmptyList(t *testing.T) {
 	c := box(10, true, "xdp.drop=udp")

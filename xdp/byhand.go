@@ -110,5 +110,9 @@ func (f *Filter) loadPinned() error {
 	if _, err := os.Stat(mapsDir(f.dir, spec)); err != nil {
 		return fmt.Errorf("the kernel holds the filter of another version of vethwall: %w", err)
 	}
+	// An agent that runs would go on with its own maps, beside those that are made here.
+	if err := unfit(mapsDir(f.dir, spec), spec); err != nil {
+		return fmt.Errorf("%w; an agent that runs mends that within 10 s", err)
+	}
 	return f.loadInto(spec)
 }

@@ -51,7 +51,8 @@ type Filter struct {
 	// programs are those of the operator's that are loaded.
 	programs map[digest]loadedProgram
 	// noTCX: the kernel has none (before 6.6), and clsact takes its place.
-	noTCX bool
+	noTCX  bool
+	damage error
 }
 
 // Open loads the programs, and creates or adopts the maps and links under dir, which must be on a bpffs. Links
@@ -77,7 +78,12 @@ func (f *Filter) load() error {
 	if err != nil {
 		return err
 	}
+	if err := f.setAside(spec); err != nil {
+		return fmt.Errorf("set damaged maps aside: %w", err)
+	}
 	maps := mapsDir(f.dir, spec)
+	_, err = os.Stat(maps)
+	fresh := errors.Is(err, os.ErrNotExist)
 	for _, d := range []string{maps, f.linksDir()} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
 			return fmt.Errorf("%w; is %s on a bpffs?", err, f.dir)
@@ -85,6 +91,9 @@ func (f *Filter) load() error {
 	}
 	if err := f.loadInto(spec); err != nil {
 		return err
+	}
+	if fresh {
+		f.inheritRecords(maps)
 	}
 	if err := f.makeStamp(); err != nil {
 		return err

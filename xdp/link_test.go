@@ -705,7 +705,7 @@ func pins(t *testing.T, dir string) (names []string) {
 func passProgram(t *testing.T) *ebpf.Program {
 	t.Helper()
 	p, err := ebpf.NewProgram(&ebpf.ProgramSpec{
-		Type: ebpf.XDP, License: "MIT", Name: "foreign",
+		Type: ebpf.XDP, AttachType: ebpf.AttachXDP, License: "MIT", Name: "foreign",
 		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, xdpPass), asm.Return()},
 	})
 	must(t, err)

@@ -102,6 +102,9 @@ func Run(ctx context.Context, o Options) error {
 		return err
 	}
 	defer filter.Close()
+	if err := filter.Damage(); err != nil {
+		o.Log.Warn("maps are damaged and made anew; filters stay in force, conversations begin anew", "error", err)
+	}
 	ports, err := xdp.ListPorts()
 	if err != nil {
 		first.Close()

@@ -541,6 +541,17 @@ func TestRecords(t *testing.T) {
 	}
 	must(t, f.DeleteRecord(other))
 	must(t, f.DeleteRecord(other))
+	for _, lost := range []uint32{0, 1, 2} {
+		must(t, f.SaveRecord(id, []byte(strings.Repeat("x", 3000))))
+		key.Part = lost
+		must(t, f.objs.Containers.Delete(key))
+		must(t, f.DeleteRecord(id))
+		// What comes after a gap nobody reads; it goes with what is read.
+		must(t, f.DeleteRecord(id))
+		if all, err = f.Records(); err != nil || len(all) != 0 {
+			t.Errorf("without part %d, and deleted: %q, %v", lost, all, err)
+		}
+	}
 	if err := f.SaveRecord("short", nil); err == nil {
 		t.Error("a record of a short id was taken")
 	}

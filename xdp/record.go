@@ -36,26 +36,39 @@ func (f *Filter) SaveRecord(id string, text []byte) error {
 	return f.cutRecord(key)
 }
 
-// DeleteRecord removes a record; one that is not there is no error.
+// DeleteRecord removes a record, a damaged one too; one that is not there is no error.
 func (f *Filter) DeleteRecord(id string) error {
 	key, err := recordKey(id)
 	if err != nil {
 		return err
 	}
-	return f.cutRecord(key)
+	var part filterRecordPart
+	if err := f.objs.Containers.Lookup(key, &part); !errors.Is(err, ebpf.ErrKeyNotExist) {
+		return f.cutRecord(key)
+	}
+	// Nothing, or parts of one that begins nowhere.
+	parts, err := recordParts(f.objs.Containers)
+	for n := range parts[id] {
+		key.Part = n
+		err = errors.Join(err, f.objs.Containers.Delete(key))
+	}
+	return err
 }
 
-// cutRecord deletes the parts from key on.
+// cutRecord deletes the parts from key on, the last one first: wherever it ends, no part is left without those before it.
 func (f *Filter) cutRecord(key filterRecordKey) error {
-	for ; ; key.Part++ {
-		err := f.objs.Containers.Delete(key)
-		if errors.Is(err, ebpf.ErrKeyNotExist) {
-			return nil
-		}
-		if err != nil {
+	var part filterRecordPart
+	end := key
+	for f.objs.Containers.Lookup(end, &part) == nil {
+		end.Part++
+	}
+	for end.Part > key.Part {
+		end.Part--
+		if err := f.objs.Containers.Delete(end); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 			return fmt.Errorf("delete a record: %w", err)
 		}
 	}
+	return nil
 }
 
 // Records are all records by container id.
@@ -63,6 +76,19 @@ func (f *Filter) Records() (map[string][]byte, error) { return readRecords(f.obj
 
 // readRecords reads the records; one that is damaged has the value nil.
 func readRecords(m *ebpf.Map) (map[string][]byte, error) {
+	parts, err := recordParts(m)
+	if err != nil {
+		return nil, err
+	}
+	out := map[string][]byte{}
+	for id, p := range parts {
+		out[id] = joinRecord(p)
+	}
+	return out, nil
+}
+
+// recordParts are the parts of all records, by container id and number.
+func recordParts(m *ebpf.Map) (map[string]map[uint32]filterRecordPart, error) {
 	parts := map[string]map[uint32]filterRecordPart{}
 	var key filterRecordKey
 	var part filterRecordPart
@@ -79,11 +105,7 @@ func readRecords(m *ebpf.Map) (map[string][]byte, error) {
 		}
 		parts[id][key.Part] = part
 	}
-	out := map[string][]byte{}
-	for id, p := range parts {
-		out[id] = joinRecord(p)
-	}
-	return out, nil
+	return parts, nil
 }
 
 func joinRecord(parts map[uint32]filterRecordPart) []byte {

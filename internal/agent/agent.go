@@ -689,6 +689,7 @@ func (a *agent) forgetOrphans() {
 		a.log.Warn("cannot read the records", "error", err)
 		return
 	}
+	a.mendRecords(records)
 	devices := a.kernel.Devices()
 	for id, text := range records {
 		c := a.containers[id]
@@ -703,6 +704,25 @@ func (a *agent) forgetOrphans() {
 			c = &container{Container: docker.Container{ID: id, Name: r.Name}, saved: string(text)}
 		}
 		a.forget(c)
+	}
+}
+
+// mendRecords deletes the records that are damaged, and has those written anew that somebody has damaged or removed.
+func (a *agent) mendRecords(records map[string][]byte) {
+	for id, text := range records {
+		if text != nil {
+			continue
+		}
+		if err := a.kernel.DeleteRecord(id); err != nil {
+			a.log.Warn("cannot delete a damaged record", "id", short(id), "error", err)
+		}
+		delete(records, id)
+	}
+	for _, c := range a.containers {
+		if c.saved != "" && c.saved != string(records[c.ID]) {
+			c.saved = ""
+			a.dirty[c.ID] = true
+		}
 	}
 }
 

@@ -570,6 +570,27 @@ func TestNextAgent(t *testing.T) {
 	})
 }
 
+// Somebody damages the records while the agent runs.
+func TestRecordsAreMended(t *testing.T) {
+	c, other := box(10, true, "xdp.drop=udp"), box(20, true, "xdp.drop=udp")
+	inTime(t, []docker.Container{c, other}, nil, func(r *rig) {
+		r.kernel.set(func() {
+			r.kernel.records[c.ID] = nil
+			r.kernel.records[strings.Repeat("d", 64)] = nil
+			delete(r.kernel.records, other.ID)
+		})
+		r.after(resync)
+		r.want(c, enforced10)
+		r.want(other, "enforced [bridge enforced 20:open]")
+		if n := len(r.kernel.records); n != 2 {
+			t.Errorf("%d records", n)
+		}
+		if r.said("WARN", "") {
+			t.Error("noise in the log")
+		}
+	})
+}
+
 func TestNothingToAttachTo(t *testing.T) {
 	host, none, joiner, macvlan, odd := box(10, true, "xdp.drop=udp"), box(20, true, "xdp.drop=udp"), box(30, true, "xdp.drop=udp"), box(40, true, "xdp.drop=udp"), box(50, true, "xdp.drop=udp")
 	half := joined(box(80, true, "xdp.drop=upd"), "swarm")

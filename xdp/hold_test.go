@@ -112,6 +112,17 @@ func (n *bridged) in(p plug, f func()) {
 	f()
 }
 
+// onHost runs f beside the test, on a thread of its own in the host.
+func (n *bridged) onHost(f func()) {
+	entered := make(chan error)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread ends with f
+		entered <- netns.Set(n.host)
+		f()
+	}()
+	must(n.t, <-entered)
+}
+
 // arrives sends a datagram from a container to a socket of the host, or says that it does not arrive.
 func (n *bridged) arrives(p plug, to string, wait time.Duration) bool {
 	n.t.Helper()

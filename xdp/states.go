@@ -82,7 +82,9 @@ func newStates(objs *filterObjects, devices map[int]filterDevice) (*states, erro
 		s.tables.add(d.Counters, in.State)
 		s.buckets.add(d.Counters, in.Buckets)
 	}
-	return s, s.refill(readyStates)
+	// Without memory for them none is ready: who needs one is closed until there is, and nobody else.
+	_ = s.refill(readyStates)
+	return s, nil
 }
 
 func (s *states) outer() map[string]*ebpf.Map {

@@ -1,6 +1,7 @@
 package xdp
 
 import (
+	"strings"
 	"testing"
 	"time"
 
@@ -142,5 +143,47 @@ func TestStatesAreGivenEmpty(t *testing.T) {
 	must(t, s.take(1))
 	if s.tables.users[s.tables.of[2]] != 1 {
 		t.Errorf("users %v", s.tables.users)
+	}
+}
+
+// TestNoMemoryForStates has the kernel refuse to make tables: who needs one is closed, nobody else is, and there is one as soon
+// as there is room.
+func TestNoMemoryForStates(t *testing.T) {
+	n := newNetwork(t)
+	other := n.veth("host1", "eth1")
+	dir := bpffs(t)
+	f := open(t, dir)
+	defer f.Close()
+	const stateful = "xdp.egress.drop=1-65535/udp"
+	must(t, f.Attach(n.host.Index, Want{Policy: labelled(t, stateful), Mode: Generic}))
+	s := f.maps.states
+	entries := s.inner["answered"].MaxEntries
+	s.inner["answered"].MaxEntries, s.ready = 1<<31, nil
+	err := f.Attach(other.Index, Want{Policy: labelled(t, stateful), Mode: Generic})
+	if err == nil || !strings.Contains(err.Error(), "table of conversations") {
+		t.Errorf("attached without a table: %v", err)
+	}
+	if byFilter, err := f.Shut(other.Index); err != nil || !byFilter || !f.maps.isShut(other.Index) {
+		t.Errorf("shut by filter: %v, %v", byFilter, err)
+	}
+	n.wantUDPTo("192.0.2.1:0", false, "it has a table")
+	must(t, f.Attach(n.host.Index, Want{Policy: labelled(t, "xdp.egress.drop=1-65535/tcp"), Mode: Generic}))
+	n.wantUDPTo("192.0.2.1:0", true, "it has a table, and another policy")
+	if s.sweep() == nil {
+		t.Error("a sweep does not say that there is no memory")
+	}
+
+	s.inner["answered"].MaxEntries = entries
+	must(t, f.Attach(other.Index, Want{Policy: labelled(t, stateful), Mode: Generic}))
+	if f.maps.isShut(other.Index) {
+		t.Error("still closed")
+	}
+
+	// An agent that starts then goes on with what there is.
+	none := f.objs
+	none.Answered = f.objs.Devices // takes no tables
+	again, err := newStates(&none, f.maps.devices)
+	if err != nil || len(again.ready) > 0 || len(again.tables.of) != 2 {
+		t.Errorf("%v: ready are %v, in use %v", err, again.ready, again.tables.of)
 	}
 }

@@ -35,10 +35,11 @@ func walls(r *bridgeRig, f *Filter) []wall {
 	for _, mode := range []Mode{Generic, TCX} {
 		for _, n := range []int{1, 1000} {
 			out = append(out,
-				wall{fmt.Sprintf("ours/%s/drop/%d", mode, n), false, ours(f, droppedList(r.b, n), mode)},
-				wall{fmt.Sprintf("ours/%s/allow/%d", mode, n), false, ours(f, allowedList(r.b, n), mode)})
+				wall{fmt.Sprintf("ours/%s/drop/%d", mode, n), false, ours(f, droppedList(r.b, n), mode, false)},
+				wall{fmt.Sprintf("ours/%s/allow/%d", mode, n), false, ours(f, allowedList(r.b, n), mode, false)})
 		}
 	}
+	out = append(out, wall{bothHooks, false, ours(f, droppedList(r.b, 1), Generic, true)})
 	for _, n := range []int{1, 1000} {
 		out = append(out,
 			wall{fmt.Sprintf("nft/netdev/set/%d", n), false, nftNetdevSet(n)},
@@ -49,6 +50,9 @@ func walls(r *bridgeRig, f *Filter) []wall {
 	}
 	return out
 }
+
+// bothHooks is the wall of a container that can get around one hook.
+const bothHooks = "ours/generic+tcx/drop/1"
 
 func addr4(s string) net.IP { return netip.MustParseAddr(s).AsSlice() }
 
@@ -106,14 +110,14 @@ func holdWall(f *Filter) func(*bridgeRig) {
 	}
 }
 
-// ours attaches t to both containers, which must send from their own addresses, as is the default.
-func ours(f *Filter, t *Tables, mode Mode) func(*bridgeRig) {
+// ours attaches t to both containers, which must send from their own addresses, as is the default; both: at tc ingress as well.
+func ours(f *Filter, t *Tables, mode Mode, both bool) func(*bridgeRig) {
 	return func(r *bridgeRig) {
 		for i, port := range r.ports {
 			address := netip.MustParseAddr([]string{rigClient, rigServer}[i])
 			own, err := CompileOwn([]netipx.IPRange{netipx.IPRangeFrom(address, address)})
 			must(r.b, err)
-			must(r.b, f.Attach(port, Want{Policy: t, MAC: r.macs[i], Own: own, Mode: mode}))
+			must(r.b, f.Attach(port, Want{Policy: t, MAC: r.macs[i], Own: own, Mode: mode, BothHooks: both}))
 			r.atClear(func() { must(r.b, f.Detach(port)) })
 		}
 	}

@@ -32,9 +32,9 @@ type detour struct {
 
 var detours = []detour{
 	// Kata is wired like this, too. What was redirected to eth0 on its way in passes generic XDP unseen.
-	{"mirred", Generic, (*network).layMirred, "detour0", []string{"raw frame", "ring"}},
+	{"mirred", Generic, (*network).layMirred, "detour0", []string{"raw frame", "raw frame past the qdisc", "ring", "ring past the qdisc"}},
 	// What an ifb sends once more skips tc, unless the redirect meets it again: one of four packets gets through.
-	{"ifb", TCX, (*network).layIFB, "eth0", []string{"datagram", "UDP_SEGMENT", "raw frame", "ring"}},
+	{"ifb", TCX, (*network).layIFB, "eth0", []string{"raw frame", "ring", "datagram", "UDP_SEGMENT"}},
 }
 
 // layMirred makes a second veth pair within the container; what enters it at detour0 leaves by eth0.
@@ -137,7 +137,7 @@ func TestDetours(t *testing.T) {
 			defer sink.Close()
 			d.lay(n)
 			var send map[string]func([]byte)
-			n.inContainer(func() { send = senders(t, n, netip.MustParseAddrPort(sink.LocalAddr().String()), d.through) })
+			n.inContainer(func() { send = senders(t, n, netip.MustParseAddrPort(sink.LocalAddr().String()), d.through, 0) })
 			maps.DeleteFunc(send, func(shape string, _ func([]byte)) bool { return !slices.Contains(d.shapes, shape) })
 			for _, c := range []struct {
 				labels  string
@@ -153,6 +153,7 @@ func TestDetours(t *testing.T) {
 				{"xdp.drop=udp", Native, true, false},
 				{"xdp.drop=tcp", Auto, true, true},
 				{"xdp.drop=tcp", Native, true, true},
+				{"xdp.drop=tcp", TCX, true, true},
 			} {
 				must(t, f.Detach(n.host.Index))
 				must(t, f.Attach(n.host.Index, Want{Policy: labelled(t, c.labels), Mode: c.mode, BothHooks: c.both}))
@@ -183,7 +184,8 @@ func reaches(t *testing.T, sink net.PacketConn, send func([]byte), expected bool
 // counters nor limits.
 func TestTwoHooksCountOnce(t *testing.T) {
 	const frames = 20
-	for _, d := range append([]detour{{name: "straight", lay: func(*network) {}, through: "eth0"}}, detours...) {
+	straight := detour{name: "straight", lay: func(*network) {}, through: "eth0", shapes: []string{"raw frame"}}
+	for _, d := range append([]detour{straight}, detours...) {
 		t.Run(d.name, func(t *testing.T) {
 			n := newNetwork(t)
 			dir := bpffs(t)
@@ -195,7 +197,7 @@ func TestTwoHooksCountOnce(t *testing.T) {
 			d.lay(n)
 			var send func([]byte)
 			n.inContainer(func() {
-				send = senders(t, n, netip.MustParseAddrPort(sink.LocalAddr().String()), d.through)["raw frame"]
+				send = senders(t, n, netip.MustParseAddrPort(sink.LocalAddr().String()), d.through, 0)[d.shapes[0]]
 			})
 			for _, c := range []struct {
 				labels string

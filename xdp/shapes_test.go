@@ -1,6 +1,7 @@
 package xdp
 
 import (
+	"bytes"
 	"encoding/binary"
 	"net"
 	"net/netip"
@@ -14,8 +15,8 @@ import (
 )
 
 // TestShapes sends the same datagram in the shapes that senders can give it: an ordinary one, one large datagram that the
-// kernel is to cut (UDP_SEGMENT), a raw frame, and a raw frame through an AF_PACKET ring, of which nothing but the
-// Ethernet header is in the linear part of the packet.
+// kernel is to cut (UDP_SEGMENT), a raw frame, one through an AF_PACKET ring, of which nothing but the Ethernet header is in the
+// linear part of the packet, both of them past the qdisc, and one by AF_XDP.
 func TestShapes(t *testing.T) {
 	n := newNetwork(t)
 	f := open(t, bpffs(t))
@@ -25,7 +26,7 @@ func TestShapes(t *testing.T) {
 	defer sink.Close()
 	to := netip.MustParseAddrPort(sink.LocalAddr().String())
 	var shapes map[string]func([]byte)
-	n.inContainer(func() { shapes = senders(t, n, to, "eth0") })
+	n.inContainer(func() { shapes = senders(t, n, to, "eth0", 0) })
 
 	for _, mode := range []Mode{Generic, Native, TCX} {
 		must(t, f.Detach(n.host.Index))
@@ -44,14 +45,23 @@ func TestShapes(t *testing.T) {
 				text := make([]byte, 1200)
 				copy(text, name)
 				send(text)
-				must(t, sink.SetReadDeadline(time.Now().Add(map[bool]time.Duration{true: soon, false: long}[c.arrives])))
-				got := make([]byte, 2000)
-				_, _, err := sink.ReadFrom(got)
-				if (err == nil) != c.arrives {
-					t.Errorf("%s, %s: %s arrives: %v, want %v", mode, c.labels, name, err == nil, c.arrives)
+				if c.arrives {
+					must(t, sink.SetReadDeadline(time.Now().Add(soon)))
+					if _, _, err := sink.ReadFrom(make([]byte, 2000)); err != nil {
+						t.Errorf("%s, %s: %s does not arrive: %v", mode, c.labels, name, err)
+					}
+					drain(sink)
 				}
-				drain(sink)
 			}
+			if c.arrives {
+				continue
+			}
+			got := make([]byte, 2000)
+			must(t, sink.SetReadDeadline(time.Now().Add(long)))
+			if _, _, err := sink.ReadFrom(got); err == nil {
+				t.Errorf("%s, %s: %s arrives", mode, c.labels, bytes.TrimRight(got, "\x00"))
+			}
+			drain(sink)
 		}
 	}
 }
@@ -68,8 +78,8 @@ func drain(sink net.PacketConn) {
 	}
 }
 
-// senders opens a socket for each shape in this namespace; raw frames leave through a device.
-func senders(t *testing.T, n *network, to netip.AddrPort, device string) map[string]func([]byte) {
+// senders opens a socket for each shape in this namespace; raw frames leave through a device, by AF_XDP through one of its queues.
+func senders(t *testing.T, n *network, to netip.AddrPort, device string, queue uint32) map[string]func([]byte) {
 	t.Helper()
 	eth0, err := netlink.LinkByName("eth0")
 	must(t, err)
@@ -86,11 +96,15 @@ func senders(t *testing.T, n *network, to netip.AddrPort, device string) map[str
 	}
 	addr := &unix.SockaddrLinklayer{Protocol: 0x0008, Ifindex: through.Attrs().Index, Halen: 6}
 	copy(addr.Addr[:], host)
-	raw, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW, 0)
-	must(t, err)
-	t.Cleanup(func() { _ = unix.Close(raw) })
-	ring := newRing(t, addr)
-
+	raw := func(bypass int) func([]byte) {
+		fd := newPacketSocket(t, bypass)
+		return func(text []byte) { must(t, unix.Sendto(fd, frame(text), 0, addr)) }
+	}
+	ring := func(bypass int) func([]byte) {
+		send := newRing(t, addr, bypass)
+		return func(text []byte) { send(frame(text)) }
+	}
+	fast := newXSK(t, through.Attrs().Index, queue)
 	udp := func(segment int) func([]byte) {
 		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM, 0)
 		must(t, err)
@@ -106,8 +120,13 @@ func senders(t *testing.T, n *network, to netip.AddrPort, device string) map[str
 	return map[string]func([]byte){
 		"datagram":    udp(0),
 		"UDP_SEGMENT": udp(100),
-		"raw frame":   func(text []byte) { must(t, unix.Sendto(raw, frame(text), 0, addr)) },
-		"ring":        func(text []byte) { ring(frame(text)) },
+		"raw frame":   raw(0), "raw frame past the qdisc": raw(1),
+		"ring": ring(0), "ring past the qdisc": ring(1),
+		"AF_XDP": func(text []byte) {
+			if !fast.send(frame(text)) {
+				t.Error("AF_XDP sends nothing")
+			}
+		},
 	}
 }
 
@@ -130,12 +149,20 @@ func mac(t *testing.T, n *network) net.HardwareAddr {
 	return mac(t, n)
 }
 
-// newRing is an AF_PACKET socket that sends frames out of memory that it shares with the kernel (packet(7), PACKET_TX_RING).
-func newRing(t *testing.T, to *unix.SockaddrLinklayer) func([]byte) {
+// newPacketSocket is one of AF_PACKET, which with bypass calls the driver itself (packet(7), PACKET_QDISC_BYPASS).
+func newPacketSocket(t *testing.T, bypass int) int {
 	t.Helper()
 	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW, 0)
 	must(t, err)
 	t.Cleanup(func() { _ = unix.Close(fd) })
+	must(t, unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_QDISC_BYPASS, bypass))
+	return fd
+}
+
+// newRing is a packet socket that sends frames out of memory that it shares with the kernel (packet(7), PACKET_TX_RING).
+func newRing(t *testing.T, to *unix.SockaddrLinklayer, bypass int) func([]byte) {
+	t.Helper()
+	fd := newPacketSocket(t, bypass)
 	const size = 4096
 	must(t, unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_VERSION, unix.TPACKET_V2))
 	must(t, unix.SetsockoptTpacketReq(fd, unix.SOL_PACKET, unix.PACKET_TX_RING, &unix.TpacketReq{

@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 
 tests=${1:-Test}
 # In the order in which they need each other.
-modules="veth sch_ingress cls_bpf act_bpf llc stp bridge nfnetlink crc32c_generic libcrc32c nf_tables nft_meta_bridge ifb cls_u32 act_mirred"
+modules="veth sch_ingress cls_bpf act_bpf llc stp bridge nfnetlink crc32c_generic libcrc32c nf_tables nft_meta_bridge ifb cls_u32 act_mirred macvlan udp_tunnel ip6_udp_tunnel vxlan"
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 export DEBIAN_FRONTEND=noninteractive

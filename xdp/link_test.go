@@ -27,6 +27,7 @@ type network struct {
 	t         *testing.T
 	container netns.NsHandle
 	path      string // of the container's namespace
+	machine   netns.NsHandle
 	host      Veth
 }
 
@@ -47,7 +48,7 @@ func newNetwork(t *testing.T) *network {
 			_ = ns.Close()
 		}
 	})
-	n := &network{t: t, container: container, path: "/proc/self/fd/" + itoa(int(container))}
+	n := &network{t: t, container: container, path: "/proc/self/fd/" + itoa(int(container)), machine: own}
 	n.host = n.veth("host0", "eth0")
 	n.configure()
 	return n

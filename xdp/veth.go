@@ -44,6 +44,18 @@ func ListVeths() (Veths, []Port, error) {
 	return out, portsAmong(links), nil
 }
 
+// At is the veth with a number, wherever its other end is by now; false where there is none.
+func (v Veths) At(ifindex int) (Veth, bool) {
+	for _, veths := range v {
+		for _, veth := range veths {
+			if veth.Index == ifindex {
+				return veth, true
+			}
+		}
+	}
+	return Veth{}, false
+}
+
 func listLinks() ([]netlink.Link, error) { return uninterrupted(netlink.LinkList) }
 
 // In are the host's ends of the veths of the network namespace at path, a SandboxKey or /proc/PID/ns/net. It is

@@ -2,15 +2,19 @@ package xdp
 
 import (
 	"bufio"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"os"
 	"os/exec"
+	"runtime"
 	"slices"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
@@ -85,6 +89,56 @@ func TestOutlets(t *testing.T) {
 	if _, err := Outlets("/proc/thread-self/ns/net"); !errors.Is(err, ErrOwnNamespace) {
 		t.Errorf("of the host: %v", err)
 	}
+}
+
+// TestWatchOthers makes outlets, and devices that are none, while somebody listens.
+func TestWatchOthers(t *testing.T) {
+	n := newNetwork(t)
+	bridge := n.bridge("br0", "198.51.100.1/24")
+	bell := n.listen(WatchOthers)
+	hear := func(what string, want bool) {
+		t.Helper()
+		select {
+		case <-bell:
+			if !want {
+				t.Errorf("%s rings", what)
+			}
+		case <-time.After(map[bool]time.Duration{true: 10 * time.Second, false: long}[want]):
+			if want {
+				t.Errorf("%s does not ring", what)
+			}
+		}
+		for len(bell) > 0 {
+			<-bell
+		}
+	}
+	hear("the subscription", true)
+	host := n.hostSeenFrom(n.container)
+	n.veth("host1", "eth1")
+	n.inContainer(func() {
+		must(t, netlink.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "inner0"}}))
+	})
+	hear("a veth, and a bridge of the container's own", false)
+	n.inContainer(func() { n.has("macvlan", beyond.Device(host, "macvlan", "past0", bridge)) })
+	hear("a macvlan on a bridge of the host's", true)
+}
+
+// listen runs a watch in the namespace that plays the host, until the test ends. The channel has a ring for each of its.
+func (n *network) listen(watch func(context.Context, *slog.Logger, func())) <-chan struct{} {
+	n.t.Helper()
+	host, err := netns.Get()
+	must(n.t, err)
+	ctx, cancel := context.WithCancel(n.t.Context())
+	bell, done := make(chan struct{}, 1000), make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread() // never unlocked: a socket is of the namespace of the thread that opens it
+		if netns.Set(host) == nil {
+			watch(ctx, slog.New(slog.DiscardHandler), func() { bell <- struct{}{} })
+		}
+	}()
+	n.t.Cleanup(func() { cancel(); <-done; _ = host.Close() })
+	return bell
 }
 
 // TestUninvitedPort lets the container make another port of a bridge for itself. It is the container's by the kernel's word, and

@@ -21,10 +21,10 @@ const receiveBuffer = 8 << 20
 // first. The subscription ends on any error, lost messages included: it is opened anew, and ring called for
 // what nobody heard.
 func WatchHost(ctx context.Context, log *slog.Logger, ring func(), arrived func(ifindex int)) {
-	groups := []uint{
+	from := source{protocol: unix.NETLINK_ROUTE, groups: []uint{
 		unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE,
-	}
-	watch(ctx, log, unix.NETLINK_ROUTE, groups, ring, func(messages []syscall.NetlinkMessage) {
+	}}
+	watch(ctx, log, from, ring, func(messages []syscall.NetlinkMessage) {
 		for _, m := range messages {
 			if ifindex := enslaved(m); ifindex != 0 {
 				arrived(ifindex)
@@ -38,17 +38,36 @@ func WatchHost(ctx context.Context, log *slog.Logger, ring func(), arrived func(
 
 // WatchRules rings whenever somebody removes nftables rules for bridges in this network namespace, until ctx ends.
 func WatchRules(ctx context.Context, log *slog.Logger, ring func()) {
-	watch(ctx, log, unix.NETLINK_NETFILTER, []uint{unix.NFNLGRP_NFTABLES}, ring, func(messages []syscall.NetlinkMessage) {
+	from := source{protocol: unix.NETLINK_NETFILTER, groups: []uint{unix.NFNLGRP_NFTABLES}}
+	watch(ctx, log, from, ring, func(messages []syscall.NetlinkMessage) {
 		if slices.ContainsFunc(messages, removesRules) {
 			ring()
 		}
 	})
 }
 
+// WatchOthers rings whenever what may be an Outlet appears or changes in a network namespace that this one has a number for, until
+// ctx ends. The kernel tells that only to who has CAP_NET_BROADCAST.
+func WatchOthers(ctx context.Context, log *slog.Logger, ring func()) {
+	from := source{protocol: unix.NETLINK_ROUTE, groups: []uint{unix.RTNLGRP_LINK}, everywhere: true}
+	watch(ctx, log, from, ring, func(messages []syscall.NetlinkMessage) {
+		if slices.ContainsFunc(messages, leadsElsewhere) {
+			ring()
+		}
+	})
+}
+
+// source is where messages of the kernel come from; everywhere: of every network namespace that this one has a number for.
+type source struct {
+	protocol   int
+	groups     []uint
+	everywhere bool
+}
+
 // watch passes messages of the kernel on, and calls lost at the beginning and whenever some may have been lost.
-func watch(ctx context.Context, log *slog.Logger, protocol int, groups []uint, lost func(), take func([]syscall.NetlinkMessage)) {
+func watch(ctx context.Context, log *slog.Logger, from source, lost func(), take func([]syscall.NetlinkMessage)) {
 	for ctx.Err() == nil {
-		s, err := nl.Subscribe(protocol, groups...)
+		s, err := nl.Subscribe(from.protocol, from.groups...)
 		if err != nil {
 			log.Warn("cannot subscribe to messages of the network; trying again", "error", err)
 			select {
@@ -56,6 +75,9 @@ func watch(ctx context.Context, log *slog.Logger, protocol int, groups []uint, l
 			case <-ctx.Done():
 			}
 			continue
+		}
+		if from.everywhere {
+			_ = unix.SetsockoptInt(s.GetFd(), unix.SOL_NETLINK, unix.NETLINK_LISTEN_ALL_NSID, 1)
 		}
 		_ = s.SetReceiveBufferSize(receiveBuffer, true) // without it more messages are lost, and lost ones are rung for
 		stop := context.AfterFunc(ctx, s.Close)
@@ -93,6 +115,15 @@ func enslaved(m syscall.NetlinkMessage) int {
 		return 0
 	}
 	return int(about.Index)
+}
+
+// leadsElsewhere reports whether a message tells of a link, no veth, that sends by another namespace than its own.
+func leadsElsewhere(m syscall.NetlinkMessage) bool {
+	if m.Header.Type != unix.RTM_NEWLINK || len(m.Data) < unix.SizeofIfInfomsg || nl.DeserializeIfInfomsg(m.Data).Family != unix.AF_UNSPEC {
+		return false
+	}
+	l, err := netlink.LinkDeserialize(nil, m.Data)
+	return err == nil && l.Attrs().NetNsID >= 0 && l.Type() != "veth"
 }
 
 // removesRules reports whether a table, chain or rule for bridges is removed.

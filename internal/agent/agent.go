@@ -73,6 +73,7 @@ type kernel interface {
 // namespaces tells which veths of the host lead into a network namespace; xdp.Veths does.
 type namespaces interface {
 	In(path string) ([]xdp.Veth, error)
+	At(ifindex int) (xdp.Veth, bool)
 }
 
 // hostProc is where the host's processes are seen, in a container only with the host's pid namespace.
@@ -158,6 +159,9 @@ type container struct {
 	object   object
 	stay     stay
 	devices  []int // its veths, as far as they have been filtered
+	// uninvited are veths that Docker has not made, by ifindex, since when.
+	uninvited   map[int]time.Time
+	pastTrouble string // as trouble
 }
 
 type agent struct {
@@ -170,8 +174,10 @@ type agent struct {
 	portAt       func(ifindex int) (xdp.Port, bool)
 	peerMAC      func(xdp.Port) net.HardwareAddr
 	processes    func(proc string, nsids []int) (map[int][]int, error)
+	listOutlets  func(path string) ([]xdp.Outlet, error)
 	watchHost    func(ctx context.Context, ring func(), arrived func(ifindex int))
 	watchRules   func(ctx context.Context, ring func())
+	watchOthers  func(ctx context.Context, ring func())
 	watchConfig  func(ctx context.Context)
 	readHost     func() (*host, error)
 	readProgram  func(name string) (xdp.Program, error)
@@ -213,6 +219,7 @@ func newAgent(k kernel, h holder, o Options) *agent {
 		portAt:      xdp.PortAt,
 		peerMAC:     xdp.Port.PeerMAC,
 		processes:   xdp.Processes,
+		listOutlets: xdp.Outlets,
 		readHost:    readHost,
 		readProgram: func(name string) (xdp.Program, error) { return xdp.ReadProgram(o.Programs, name) },
 		watchConfig: func(context.Context) {},
@@ -220,6 +227,7 @@ func newAgent(k kernel, h holder, o Options) *agent {
 			xdp.WatchHost(ctx, o.Log, ring, arrived)
 		},
 		watchRules:   func(ctx context.Context, ring func()) { xdp.WatchRules(ctx, o.Log, ring) },
+		watchOthers:  func(ctx context.Context, ring func()) { xdp.WatchOthers(ctx, o.Log, ring) },
 		detachByHand: func(ifindex int) error { return xdp.DetachByHand(o.Dir, ifindex) },
 		containers:   map[string]*container{}, records: map[string]string{}, dirty: map[string]bool{}, hostStale: true,
 		plain: map[string]bool{}, held: map[int]*port{}, attaching: map[string]bool{}, outlining: map[string]bool{},
@@ -241,6 +249,7 @@ func (a *agent) run(ctx context.Context, first Engine) {
 		a.beside.Go(func() { a.watchRules(ctx, func() { a.tell(a.mendHold) }) })
 	}
 	a.beside.Go(func() { a.watchConfig(ctx) })
+	a.beside.Go(func() { a.watchOthers(ctx, func() { a.tell(a.lookPast) }) })
 	a.loop(ctx)
 	cancel()
 	a.beside.Wait()
@@ -476,6 +485,8 @@ func (a *agent) interfaces(c *container, veths namespaces) (out []Interface, kno
 		}
 		return []Interface{{Network: c.NetworkMode, State: Pending, Error: OneLine(err)}}, fresh
 	}
+	strayed := a.strayed(c, veths, found)
+	found = append(found, strayed...)
 	if len(found) == 0 && c.seen { // it has ended, or left its last network: Docker knows, if not at once
 		c.seen, c.stale, c.lost = false, true, time.Now()
 		a.ask(c.ID)
@@ -485,10 +496,9 @@ func (a *agent) interfaces(c *container, veths namespaces) (out []Interface, kno
 		return nil, false
 	}
 	c.seen = len(found) > 0
-	maps.DeleteFunc(c.late, func(ifindex int, _ uint64) bool {
-		return !slices.ContainsFunc(found, func(v xdp.Veth) bool { return v.Index == ifindex })
-	})
 	c.devices = indexes(found)
+	maps.DeleteFunc(c.late, func(ifindex int, _ uint64) bool { return !slices.Contains(c.devices, ifindex) })
+	maps.DeleteFunc(c.uninvited, func(ifindex int, _ time.Time) bool { return !slices.Contains(c.devices, ifindex) })
 	networks := place(c.Networks, found, a.around.bridge)
 	for _, v := range found {
 		i := Interface{Network: networks[v.Index], Ifname: v.Name, Ifindex: v.Index, State: Enforced}
@@ -507,19 +517,25 @@ func (a *agent) interfaces(c *container, veths namespaces) (out []Interface, kno
 		if err == nil {
 			a.freed(c, i)
 		}
-		out = append(out, i)
+		out = append(out, a.surprising(c, v, i, slices.Contains(strayed, v)))
 	}
 	if len(found) == 0 {
-		return unseen(c.Container), true
+		out = unseen(c.Container, !c.lost.IsZero())
+	} else {
+		out = append(out, a.closeResolver(c, path, found[0].Index)...)
 	}
-	return append(out, a.closeResolver(c, path, found[0].Index)...), true
+	return append(out, a.outlets(c, path)...), true
 }
 
 // unseen says of a container without any veth why that is, if Obstacles does not.
-func unseen(c docker.Container) (out []Interface) {
+func unseen(c docker.Container, before bool) (out []Interface) {
+	why := "its veth is not seen from here: the agent has to run in the host's network; see vethwall doctor"
+	if before {
+		why = "its veth is gone: somebody has deleted it, or moved its other end to the host"
+	}
 	for _, e := range c.Networks {
 		if unfilteredDriver(e) == "" {
-			out = append(out, Interface{Network: e.Network, State: Pending, Error: "its veth is not seen from here: the agent has to run in the host's network; see vethwall doctor"})
+			out = append(out, Interface{Network: e.Network, State: Pending, Error: why})
 		}
 	}
 	if len(out) == 0 && len(Obstacles(c)) == 0 {

@@ -256,7 +256,7 @@ func (a *agent) ask(id string) {
 
 // meet takes up a container, with what an agent before this one has recorded of it.
 func (a *agent) meet(id string) *container {
-	c := &container{Container: docker.Container{ID: id}, stale: true, late: map[int]uint64{}, saved: a.records[id]}
+	c := &container{Container: docker.Container{ID: id}, stale: true, late: map[int]uint64{}, uninvited: map[int]time.Time{}, saved: a.records[id]}
 	delete(a.records, id)
 	if r, err := ParseRecord([]byte(c.saved)); err == nil {
 		c.stay = r.Joined

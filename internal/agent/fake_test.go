@@ -43,6 +43,7 @@ type fakeKernel struct {
 	resolvers  map[string]resolverClosed // by path of the namespace
 	fail       map[string]error          // "attach 7", "shut 7", "save", "veths" -> error
 	calls      []string
+	outlets    map[string][]xdp.Outlet // by path of the namespace
 	retired    int
 	hold       *fakeHold
 }
@@ -51,7 +52,7 @@ func newFakeKernel() *fakeKernel {
 	return &fakeKernel{
 		namespaces: map[string][]xdp.Veth{}, attached: map[int]string{}, byHand: map[int]bool{}, foreign: map[int]bool{}, unseen: map[int]uint64{},
 		records: map[string][]byte{}, fail: map[string]error{}, host: &host{}, last: map[int]xdp.Want{},
-		objects: map[string]xdp.Program{}, resolvers: map[string]resolverClosed{}, hold: newFakeHold(),
+		objects: map[string]xdp.Program{}, resolvers: map[string]resolverClosed{}, outlets: map[string][]xdp.Outlet{}, hold: newFakeHold(),
 	}
 }
 
@@ -221,6 +222,25 @@ func (k *fakeKernel) In(path string) ([]xdp.Veth, error) {
 		return nil, fmt.Errorf("open %s: %w", path, os.ErrNotExist)
 	}
 	return slices.Clone(veths), nil
+}
+
+func (k *fakeKernel) At(ifindex int) (xdp.Veth, bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, veths := range k.namespaces {
+		for _, v := range veths {
+			if v.Index == ifindex {
+				return v, true
+			}
+		}
+	}
+	return xdp.Veth{}, false
+}
+
+func (k *fakeKernel) listOutlets(path string) ([]xdp.Outlet, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.outlets[path], k.call("outlets %s", path)
 }
 
 func (k *fakeKernel) set(change func()) {
@@ -529,8 +549,9 @@ func fakeAgent(k *fakeKernel, o Options) *agent {
 		defer k.mu.Unlock()
 		return k, k.hold.list(), k.fail["veths"]
 	}
-	a.portAt, a.peerMAC, a.processes = k.hold.at, k.hold.mac, k.hold.processes
+	a.portAt, a.peerMAC, a.processes, a.listOutlets = k.hold.at, k.hold.mac, k.hold.processes, k.listOutlets
 	a.watchRules = func(ctx context.Context, _ func()) { <-ctx.Done() }
+	a.watchOthers = func(ctx context.Context, _ func()) { <-ctx.Done() }
 	a.readHost = func() (*host, error) {
 		k.mu.Lock()
 		defer k.mu.Unlock()

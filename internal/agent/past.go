@@ -1,0 +1,103 @@
+package agent
+
+import (
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/vethwall/vethwall/docker"
+	"github.com/vethwall/vethwall/xdp"
+)
+
+// Who has CAP_NET_ADMIN in a container's network can move the veth's end out of it, and over the host's user namespace reach the
+// host's devices past the veth. No filter holds that; what appears so is filtered where it is a veth, and told.
+
+// strayed are those veths of c whose other ends have left its namespace for another one, with their filters. What was filtered
+// before is known from the record, so that an agent that starts later knows it, too.
+func (a *agent) strayed(c *container, veths namespaces, found []xdp.Veth) (out []xdp.Veth) {
+	if !c.want.both {
+		return nil // nobody in there can move anything
+	}
+	r, _ := ParseRecord([]byte(c.saved))
+	for _, i := range r.Interfaces {
+		v, there := veths.At(i.Ifindex)
+		if there && v.Name == i.Ifname && !slices.Contains(found, v) && slices.Contains(a.kernel.Devices(), v.Index) {
+			out = append(out, v)
+		}
+	}
+	return out
+}
+
+// surprising adds to an interface that is filtered what is wrong with its veth.
+func (a *agent) surprising(c *container, v xdp.Veth, i Interface, strayed bool) Interface {
+	why := a.uninvited(c, i, v.Bridge)
+	if strayed {
+		why = movedAway
+	}
+	if why == "" || i.Error != "" {
+		return i
+	}
+	i.Error = why
+	return a.alarm(c, i)
+}
+
+const movedAway = "its other end has been moved out of the container's network namespace; it stays filtered"
+
+// uninvited says why a veth of c should not be there, "" where it should: it is a port of a Docker network, and Docker has had
+// time to say of c that it is in that network, and did not. place has named the veths that Docker knows of.
+func (a *agent) uninvited(c *container, i Interface, bridge string) string {
+	n, listed := a.around.behind(bridge)
+	if c.want.holds || !listed || n.Name == gatewayBridge || i.Network == n.Name {
+		delete(c.uninvited, i.Ifindex)
+		return ""
+	}
+	since, known := c.uninvited[i.Ifindex]
+	if !known {
+		c.uninvited[i.Ifindex] = time.Now()
+		a.ask(c.ID)
+		a.after(holdLimit, func() { a.dirty[c.ID] = true })
+	}
+	if !known || time.Since(since) < holdLimit || c.stale || a.asking(c) {
+		return ""
+	}
+	return fmt.Sprintf("it joins the container to network %s, and Docker has not made it; it is filtered", n.Name)
+}
+
+// outlets are the ways of c past its veths, where it can make some.
+func (a *agent) outlets(c *container, path string) (out []Interface) {
+	if c.want.holds {
+		return nil
+	}
+	found, err := a.listOutlets(path)
+	a.complain(&c.pastTrouble, err, "cannot look for ways past a container's filter", "container", c.Name, "id", short(c.ID))
+	for _, o := range found {
+		if slices.ContainsFunc(c.Networks, func(e docker.Endpoint) bool { return e.Driver == o.Kind }) {
+			continue // Docker's own, of which Obstacles tells
+		}
+		by := ""
+		if o.Through != "" {
+			by = fmt.Sprintf(" by the host's %q", o.Through)
+		}
+		out = append(out, a.alarm(c, Interface{
+			State: Partial, Error: fmt.Sprintf("a device in the container's network namespace, %q (%s), sends%s past the filter", o.Name, o.Kind, by),
+		}))
+	}
+	return out
+}
+
+// lookPast looks at all containers that can make outlets. It is called when one may have appeared in some namespace.
+func (a *agent) lookPast() {
+	for id, c := range a.containers {
+		if c.asks && !c.want.holds {
+			a.dirty[id] = true
+		}
+	}
+}
+
+// alarm tells the log of what somebody has done behind a container's filter, once.
+func (a *agent) alarm(c *container, i Interface) Interface {
+	if !slices.ContainsFunc(c.told.Interfaces, func(b Interface) bool { return b.Ifindex == i.Ifindex && b.Error == i.Error }) {
+		a.log.Error("somebody with CAP_NET_ADMIN works around the filter", "container", c.Name, "id", short(c.ID), "veth", i.Ifname, "what", i.Error)
+	}
+	return i
+}

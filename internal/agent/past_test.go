@@ -1,0 +1,183 @@
+package agent
+
+import (
+	"strings"
+	"testing"
+	"testing/synctest"
+
+	"github.com/vethwall/vethwall/docker"
+	"github.com/vethwall/vethwall/xdp"
+)
+
+// admin is a box that can do what its veth's filter does not see.
+func admin(pid int, labels ...string) docker.Container {
+	c := box(pid, true, labels...)
+	c.CapAdd = []string{"NET_ADMIN"}
+	return c
+}
+
+var macvlan = xdp.Outlet{Name: "eth9", Kind: "macvlan", Through: "docker0"}
+
+// errors are what the interfaces of a container's record say.
+func (r *rig) errors(c docker.Container) string {
+	var out []string
+	for _, i := range r.kernel.record(c.ID).Interfaces {
+		out = append(out, i.Error)
+	}
+	return strings.Join(out, "; ")
+}
+
+// A device that sends past the veth is told within a resync, or at once where the kernel tells of it, and is no more once it is
+// gone.
+func TestOutlets(t *testing.T) {
+	c, plain := admin(10, "xdp.drop=udp"), box(20, true, "xdp.drop=udp")
+	inTime(t, []docker.Container{c, plain}, nil, func(r *rig) {
+		r.want(c, enforced10)
+		r.kernel.set(func() {
+			r.kernel.outlets[c.SandboxKey], r.kernel.outlets[plain.SandboxKey] = []xdp.Outlet{macvlan}, []xdp.Outlet{macvlan}
+		})
+		r.after(resync)
+		r.want(c, "partial [bridge enforced 10:open] [ partial 0:]")
+		if got := r.errors(c); !strings.Contains(got, `"eth9" (macvlan), sends by the host's "docker0" past the filter`) {
+			t.Errorf("it says %q", got)
+		}
+		if !r.said("ERROR", "container=box10") || !r.said("ERROR", "eth9") {
+			t.Error("the log does not say it")
+		}
+		if n := strings.Count(r.log.String(), "level=ERROR"); n != 1 {
+			t.Errorf("%d errors in the log", n)
+		}
+		r.after(3 * resync)
+		if n := strings.Count(r.log.String(), "level=ERROR"); n != 1 {
+			t.Errorf("%d errors in the log, some time later", n)
+		}
+		// Who cannot make any is not looked at.
+		r.want(plain, "enforced [bridge enforced 20:open]")
+		if n := r.kernel.count("outlets " + plain.SandboxKey); n > 0 {
+			t.Errorf("looked %d times at a container that can do nothing", n)
+		}
+		r.kernel.set(func() { delete(r.kernel.outlets, c.SandboxKey) })
+		r.after(resync)
+		r.want(c, enforced10)
+		r.kernel.set(func() { r.kernel.outlets[c.SandboxKey] = []xdp.Outlet{macvlan} })
+		r.agent.tell(r.agent.lookPast)
+		synctest.Wait()
+		r.want(c, "partial [bridge enforced 10:open] [ partial 0:]")
+	})
+}
+
+// What Docker has made is told as a way out and not as something that has appeared.
+func TestDockersOutlets(t *testing.T) {
+	c := admin(10, "xdp.drop=udp")
+	c.Networks = append(c.Networks, docker.Endpoint{Network: "lan", NetworkID: strings.Repeat("d", 64), Driver: "macvlan"})
+	inTime(t, []docker.Container{c}, func(r *rig) {
+		r.kernel.namespaces[c.SandboxKey] = r.kernel.namespaces[c.SandboxKey][:1]
+		r.kernel.outlets[c.SandboxKey] = []xdp.Outlet{macvlan}
+	}, func(r *rig) {
+		r.after(resync)
+		r.want(c, "partial [lan partial 0:] [bridge enforced 10:open]")
+		if r.said("ERROR", "") {
+			t.Error("an error in the log")
+		}
+		// One of another kind is none of Docker's.
+		r.kernel.set(func() { r.kernel.outlets[c.SandboxKey] = []xdp.Outlet{{Name: "tun9", Kind: "gre"}} })
+		r.after(resync)
+		r.want(c, "partial [lan partial 0:] [bridge enforced 10:open] [ partial 0:]")
+	})
+}
+
+// A veth that leads into a container's network and that Docker has not made is filtered, and told once Docker has had its
+// say: one of a network that is being joined is not.
+func TestUninvitedVeth(t *testing.T) {
+	other := docker.Network{ID: strings.Repeat("c", 64), Name: "other", Driver: "bridge", Bridge: "br-" + strings.Repeat("c", 12)}
+	more := xdp.Veth{Index: 99, Name: "veth99", Bridge: "docker0"}
+	for _, c := range []docker.Container{admin(10, "xdp.drop=udp"), box(10, true, "xdp.drop=udp")} {
+		inTime(t, []docker.Container{c}, func(r *rig) { r.engine.networks = []docker.Network{bridge, other} }, func(r *rig) {
+			r.kernel.set(func() { r.kernel.namespaces[c.SandboxKey] = append(r.kernel.namespaces[c.SandboxKey], more) })
+			r.ring()
+			r.device(99, "open")
+			r.want(c, "enforced [bridge enforced 10:open] [docker0 enforced 99:open]")
+			if r.said("ERROR", "") {
+				t.Error("an error in the log before Docker has had its say")
+			}
+			r.after(resync)
+			r.want(c, "enforced [bridge enforced 10:open] [docker0 enforced 99:open]")
+			if told := strings.Contains(r.errors(c), "Docker has not made it"); told == r.kernel.record(c.ID).Holds || told != r.said("ERROR", "network bridge") {
+				t.Errorf("told: %v; it says %q", told, r.errors(c))
+			}
+		})
+	}
+	c := admin(10, "xdp.drop=udp")
+	inTime(t, []docker.Container{c}, func(r *rig) { r.engine.networks = []docker.Network{bridge, other} }, func(r *rig) {
+		joining := joined(c, "other")
+		r.kernel.set(func() { r.kernel.namespaces[c.SandboxKey] = vethsFor(joining) })
+		r.ring()
+		r.after(holdLimit / 2)
+		r.happens(joining, docker.ActionConnect)
+		r.after(3 * resync)
+		r.want(c, "enforced [bridge enforced 10:open] [other enforced 11:open]")
+		if r.said("ERROR", "") {
+			t.Error("an error in the log about a network that was joined")
+		}
+	})
+}
+
+// A veth whose other end has been moved out of the container's namespace stays the container's: also when its policy
+// changes, and for an agent that starts later.
+func TestVethThatIsMovedAway(t *testing.T) {
+	c := admin(10, "xdp.drop=udp")
+	away := func(r *rig) {
+		r.kernel.namespaces["elsewhere"], r.kernel.namespaces[c.SandboxKey] = r.kernel.namespaces[c.SandboxKey], nil
+	}
+	wantMoved := func(r *rig) {
+		t.Helper()
+		r.want(c, enforced10)
+		if !strings.Contains(r.errors(c), movedAway) || !r.said("ERROR", "moved out of") {
+			t.Errorf("it says %q", r.errors(c))
+		}
+	}
+	var records map[string][]byte
+	inTime(t, []docker.Container{c}, nil, func(r *rig) {
+		r.kernel.set(func() { away(r) })
+		r.after(resync)
+		wantMoved(r)
+		attached := r.kernel.count("attach 10")
+		r.after(resync)
+		if r.kernel.count("attach 10") == attached {
+			t.Error("its filter is not looked after any more")
+		}
+		records, _ = r.kernel.Records()
+		r.kernel.set(func() { r.kernel.namespaces[c.SandboxKey] = r.kernel.namespaces["elsewhere"] })
+		r.after(resync)
+		if got := r.errors(c); got != "" {
+			t.Errorf("back again, it says %q", got)
+		}
+	})
+	inTime(t, []docker.Container{c}, func(r *rig) {
+		away(r)
+		r.kernel.records, r.kernel.attached = records, map[int]string{10: "open"}
+	}, wantMoved)
+
+	// A number that is another's by now is none of its.
+	inTime(t, []docker.Container{c}, func(r *rig) {
+		r.kernel.namespaces["elsewhere"], r.kernel.namespaces[c.SandboxKey] = []xdp.Veth{{Index: 10, Name: "another", Bridge: "docker0"}}, nil
+		r.kernel.records, r.kernel.attached = records, map[int]string{10: "closed"}
+	}, func(r *rig) {
+		r.after(2 * resync)
+		r.device(10, "closed")
+	})
+}
+
+// A veth that somebody has deleted is told so.
+func TestVethThatIsDeleted(t *testing.T) {
+	c := admin(10, "xdp.drop=udp")
+	inTime(t, []docker.Container{c}, nil, func(r *rig) {
+		r.kernel.set(func() { r.kernel.namespaces[c.SandboxKey] = nil })
+		r.ring()
+		r.after(2 * resync)
+		r.want(c, "pending [bridge pending 0:]")
+		if got := r.errors(c); !strings.Contains(got, "its veth is gone") {
+			t.Errorf("it says %q", got)
+		}
+	})
+}

@@ -24,7 +24,7 @@ func twoSinks(t *testing.T, v *enginetest.Vethwall, image string) (network strin
 	tr = &traffic{v: v, sinks: map[string]sink{}}
 	for name, addrs := range map[string][2]string{"A": {addrA4, addrA6}, "B": {addrB4, addrB6}} {
 		c := v.Serve(image, "sink-"+strings.ToLower(name), []string{"--network", network, "--ip", addrs[0], "--ip6", addrs[1]},
-			"53/udp", "54/udp", "25/tcp", "443/tcp")
+			"53/udp", "54/udp", "68/udp", "25/tcp", "443/tcp")
 		tr.sinks[name] = sink{Container: c, v4: c.Addr(network, 4), v6: c.Addr(network, 6)}
 	}
 	tr.marker = v.Start(image, "free", []string{"--network", network})

@@ -164,8 +164,9 @@ func (f *forgery) shows(passes bool, own ...netip.Addr) {
 	}
 	// So that the sink knows where the other is.
 	f.tr.shows(f.t, f.tr.marker, nil, []string{"443/tcp@" + f.sink, "443/tcp@" + f.sink + "6"})
-	forged := []string{text("another's IPv4 address"), text("another's IPv6 address"), text("another's MAC")}
-	frames := append(f.poison(), f.datagram(f.me.mac, f.other.v4, forged[0]), f.datagram(f.me.mac, f.other.v6, forged[1]), f.datagram(f.other.mac, f.me.v4, forged[2]))
+	forged := []string{text("another's IPv4 address"), text("another's IPv6 address"), text("another's MAC"), text("as a DHCP server")}
+	frames := append(f.poison(), f.datagram(f.me.mac, f.other.v4, forged[0]), f.datagram(f.me.mac, f.other.v6, forged[1]), f.datagram(f.other.mac, f.me.v4, forged[2]),
+		f.frame(f.me.mac, policytest.IP(f.me.v4.String(), f.to.v4.String(), 17, policytest.UDP(67, 68, []byte(forged[3])...)), 6))
 	var texts []string
 	for _, a := range own {
 		texts = append(texts, text(a))

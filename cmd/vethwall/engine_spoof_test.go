@@ -78,8 +78,8 @@ func (s spoofing) normal(t *testing.T, c *enginetest.Container) {
 
 func (s spoofing) wantSpoofed(t *testing.T, c *enginetest.Container) {
 	t.Helper()
-	// ARP, an advertisement and three datagrams.
-	if got, _ := statusOf(t, s.v, c.Name); dropsFor(got, policy.Spoof) != 5 {
+	// ARP, an advertisement and four datagrams.
+	if got, _ := statusOf(t, s.v, c.Name); dropsFor(got, policy.Spoof) != 6 {
 		t.Errorf("%s: %+v", c.Name, got)
 	}
 }

@@ -9,6 +9,10 @@
 //	peer tcp-talk ADDR:PORT TEXT            connect once, and send and wait for the echo without end
 //	peer ping [flags] ADDR                  ICMP echo request, wait for the reply
 //	peer raw DEVICE FRAME...                send Ethernet frames, in hexadecimal, as they are
+//	peer past macvlan HOST LOWER NAME       make a macvlan on a device of the host's, by CAP_NET_ADMIN; HOST is the
+//	                                        number that this network namespace has for the host's
+//	peer past port HOST BRIDGE NAME PEER    make a veth of which one end is a port of a bridge of the host's
+//	peer past delete HOST IFINDEX           delete a device of the host's
 //	peer many COMMAND... -- COMMAND...      do several of the above at once; prints a JSON list of their
 //	                                        errors, "" for what worked
 //	peer resolve NAME                       ask the resolver of /etc/resolv.conf for the addresses of NAME
@@ -72,6 +76,8 @@ func run(args []string) error {
 		return resolve(args)
 	case "raw":
 		return raw(args)
+	case "past":
+		return past(args)
 	case "many":
 		return many(args)
 	}

@@ -161,6 +161,9 @@ type container struct {
 	devices  []int // its veths, as far as they have been filtered
 	// uninvited are veths that Docker has not made, by ifindex, since when.
 	uninvited   map[int]time.Time
+	outlets     outlets
+	finding     bool   // them, beside the loop
+	findAgain   bool   // it has been looked at since that began
 	pastTrouble string // as trouble
 }
 
@@ -524,7 +527,7 @@ func (a *agent) interfaces(c *container, veths namespaces) (out []Interface, kno
 	} else {
 		out = append(out, a.closeResolver(c, path, found[0].Index)...)
 	}
-	return append(out, a.outlets(c, path)...), true
+	return append(out, a.outletsOf(c, path)...), true
 }
 
 // unseen says of a container without any veth why that is, if Obstacles does not.

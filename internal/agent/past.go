@@ -1,7 +1,9 @@
 package agent
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"slices"
 	"time"
 
@@ -63,14 +65,23 @@ func (a *agent) uninvited(c *container, i Interface, bridge string) string {
 	return fmt.Sprintf("it joins the container to network %s, and Docker has not made it; it is filtered", n.Name)
 }
 
-// outlets are the ways of c past its veths, where it can make some.
-func (a *agent) outlets(c *container, path string) (out []Interface) {
+// outlets are what was found last in the network namespace of a container.
+type outlets struct {
+	path  string
+	found []xdp.Outlet
+}
+
+// outletsOf are the ways of c past its veths, where it can make some. They are looked for beside the loop: it decides how long
+// that takes by how many devices it makes.
+func (a *agent) outletsOf(c *container, path string) (out []Interface) {
 	if c.want.holds {
 		return nil
 	}
-	found, err := a.listOutlets(path)
-	a.complain(&c.pastTrouble, err, "cannot look for ways past a container's filter", "container", c.Name, "id", short(c.ID))
-	for _, o := range found {
+	a.findOutlets(c, path)
+	if c.outlets.path != path {
+		return nil
+	}
+	for _, o := range c.outlets.found {
 		if slices.ContainsFunc(c.Networks, func(e docker.Endpoint) bool { return e.Driver == o.Kind }) {
 			continue // Docker's own, of which Obstacles tells
 		}
@@ -83,6 +94,32 @@ func (a *agent) outlets(c *container, path string) (out []Interface) {
 		}))
 	}
 	return out
+}
+
+// findOutlets looks for them, and has c looked at again where they are others than before or may be.
+func (a *agent) findOutlets(c *container, path string) {
+	if c.finding {
+		c.findAgain = true
+		return
+	}
+	c.finding, c.findAgain = true, false
+	a.beside.Go(func() {
+		found, err := a.listOutlets(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			found, err = nil, nil // the container has ended
+		}
+		a.tell(func() {
+			c.finding = false
+			a.complain(&c.pastTrouble, err, "cannot look for ways past a container's filter", "container", c.Name, "id", short(c.ID))
+			if err != nil {
+				return
+			}
+			if c.findAgain || !slices.Equal(found, c.outlets.found) || len(found) > 0 && path != c.outlets.path {
+				a.dirty[c.ID] = true
+			}
+			c.outlets = outlets{path, found}
+		})
+	})
 }
 
 // lookPast looks at all containers that can make outlets. It is called when one may have appeared in some namespace.

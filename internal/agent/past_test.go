@@ -66,6 +66,27 @@ func TestOutlets(t *testing.T) {
 	})
 }
 
+// An outlet in the container's next namespace is told as well, and one that cannot be listed is not forgotten.
+func TestOutletsOfTheNextRun(t *testing.T) {
+	c := admin(10, "xdp.drop=udp")
+	again := started(c, 11)
+	inTime(t, []docker.Container{c}, func(r *rig) {
+		r.kernel.outlets[c.SandboxKey], r.kernel.outlets[again.SandboxKey] = []xdp.Outlet{macvlan}, []xdp.Outlet{macvlan}
+	}, func(r *rig) {
+		r.want(c, "partial [bridge enforced 10:open] [ partial 0:]")
+		r.plug(docker.Container{SandboxKey: c.SandboxKey})
+		r.happens(again, docker.ActionDie, docker.ActionStart)
+		r.ring()
+		r.want(again, "partial [bridge enforced 11:open] [ partial 0:]")
+		r.kernel.set(func() { r.kernel.fail["outlets "+again.SandboxKey] = errGone })
+		r.after(resync)
+		r.want(again, "partial [bridge enforced 11:open] [ partial 0:]")
+		if !r.said("WARN", "cannot look for ways past") {
+			t.Error("the log does not say that it cannot be looked")
+		}
+	})
+}
+
 // What Docker has made is told as a way out and not as something that has appeared.
 func TestDockersOutlets(t *testing.T) {
 	c := admin(10, "xdp.drop=udp")

@@ -49,6 +49,7 @@ func TestNetAdmin(t *testing.T) {
 		t.Run("a port of its own, "+label, func(t *testing.T) {
 			start(t, "port-"+label[len(label)-3:], label, "xdp.antispoof=false").port(t, arrives)
 		})
+		t.Run("wired as Kata does it, "+label, func(t *testing.T) { start(t, "kata-"+label[len(label)-3:], label).kata(t, arrives) })
 	}
 	t.Run("its eth0", func(t *testing.T) { start(t, "eth0", "xdp.drop=udp").takeAway(t) })
 	t.Run("another's veth", func(t *testing.T) {
@@ -105,14 +106,14 @@ func (c netAdmin) bridge(t *testing.T) string {
 	return strconv.Itoa(linkNamed(t, c.v, name).Index)
 }
 
-// ip runs ip in a network namespace, which is the container's unless another is named.
-func (c netAdmin) ip(t *testing.T, netNS string, args ...string) {
+// run runs a command in a network namespace, which is the container's unless another is named.
+func (c netAdmin) run(t *testing.T, netNS string, command ...string) {
 	t.Helper()
 	if netNS == "" {
 		netNS = "/proc/" + c.v.Run("inspect", "--format", "{{.State.Pid}}", c.ID) + "/ns/net"
 	}
-	if out, err := exec.Command("nsenter", append([]string{"--net=" + netNS, "ip"}, args...)...).CombinedOutput(); err != nil {
-		t.Fatalf("ip %v: %v: %s", args, err, out)
+	if out, err := exec.Command("nsenter", append([]string{"--net=" + netNS}, command...)...).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %v: %s", command, err, out)
 	}
 }
 
@@ -136,7 +137,7 @@ func (c netAdmin) macvlan(t *testing.T) {
 	c.MustDo("past", "macvlan", c.host(t), c.bridge(t), "past0")
 	c.says(t, agent.Partial, `"past0" (macvlan), sends by the host's "br-`)
 	c.tr.shows(t, c.Container, []string{"53/udp@A", "53/udp@A6"}, []string{"443/tcp@A", "443/tcp@A6"})
-	c.ip(t, "", "link", "del", "past0")
+	c.run(t, "", "ip", "link", "del", "past0")
 	awaitFilter(t, c.v, c.Name, 1)
 }
 
@@ -144,11 +145,29 @@ func (c netAdmin) macvlan(t *testing.T) {
 func (c netAdmin) port(t *testing.T, arrives bool) {
 	c.MustDo("past", "port", c.host(t), c.bridge(t), "sly"+c.ID[:8], "past0")
 	s := await(t, c.v, c.Name, "has two filters", func(s agent.ContainerStatus) bool { return filtered(s) && len(s.Interfaces) == 2 })
+	c.sends(t, "past0", arrives)
+	c.says(t, s.State, "Docker has not made it")
+}
+
+// kata redirects what comes in at one device to eth0, so that generic XDP does not see it.
+func (c netAdmin) kata(t *testing.T, arrives bool) {
+	c.run(t, "", "ip", "link", "add", "in0", "type", "veth", "peer", "name", "in1")
+	for _, name := range []string{"in0", "in1"} {
+		c.run(t, "", "ip", "link", "set", name, "up")
+	}
+	c.run(t, "", "tc", "qdisc", "add", "dev", "in1", "clsact")
+	c.run(t, "", "tc", "filter", "add", "dev", "in1", "ingress", "u32", "match", "u32", "0", "0", "action", "mirred", "egress", "redirect", "dev", "eth0")
+	c.sends(t, "in0", arrives)
+}
+
+// sends sends datagrams by a device, and looks whether they arrive at the sink.
+func (c netAdmin) sends(t *testing.T, device string, arrives bool) {
+	t.Helper()
 	f := forgery{
-		t: t, tr: c.tr, from: c.Container, device: "past0", sink: "A", me: identityOf(t, c.v, c.Container, c.network),
+		t: t, tr: c.tr, from: c.Container, device: device, sink: "A", me: identityOf(t, c.v, c.Container, c.network),
 		to: identityOf(t, c.v, c.tr.sinks["A"].Container, c.network),
 	}
-	text, marker := c.Name+" by past0", c.Name+" by eth0"
+	text, marker := c.Name+" by "+device, c.Name+" is through"
 	f.send(f.datagram(f.me.mac, f.me.v4, text), f.datagram(f.me.mac, f.me.v6, text))
 	if arrives {
 		f.await(text)
@@ -158,14 +177,13 @@ func (c netAdmin) port(t *testing.T, arrives bool) {
 	if n := f.arrived(text); (n > 0) != arrives {
 		t.Errorf("%q arrived %d times, want any: %v", text, n, arrives)
 	}
-	c.says(t, s.State, "Docker has not made it")
 }
 
 // takeAway renames the container's end of its veth, moves it into another namespace, and deletes it.
 func (c netAdmin) takeAway(t *testing.T) {
 	udp, tcp := []string{"53/udp@A"}, []string{"443/tcp@A"}
 	for _, args := range [][]string{{"down"}, {"name", "renamed0"}, {"up"}} {
-		c.ip(t, "", append([]string{"link", "set", map[bool]string{true: "renamed0", false: "eth0"}[args[0] == "up"]}, args...)...)
+		c.run(t, "", append([]string{"ip", "link", "set", map[bool]string{true: "renamed0", false: "eth0"}[args[0] == "up"]}, args...)...)
 	}
 	c.tr.shows(t, c.Container, udp, tcp)
 
@@ -176,9 +194,9 @@ func (c netAdmin) takeAway(t *testing.T) {
 	}
 	defer func() { _ = exec.Command("ip", "netns", "del", name).Run() }()
 	address := identityOf(t, c.v, c.Container, c.network).v4.String()
-	c.ip(t, "", "link", "set", "renamed0", "netns", elsewhere)
-	c.ip(t, elsewhere, "link", "set", "renamed0", "up")
-	c.ip(t, elsewhere, "addr", "add", address+"/24", "dev", "renamed0")
+	c.run(t, "", "ip", "link", "set", "renamed0", "netns", elsewhere)
+	c.run(t, elsewhere, "ip", "link", "set", "renamed0", "up")
+	c.run(t, elsewhere, "ip", "addr", "add", address+"/24", "dev", "renamed0")
 	c.says(t, agent.Enforced, "moved out of the container's network namespace")
 	sent, script := c.Name+" from elsewhere", `printf %s "$0" > /dev/udp/$1/53; printf %s "$0" > /dev/tcp/$1/443`
 	to := c.tr.sinks["A"]
@@ -197,7 +215,7 @@ func (c netAdmin) takeAway(t *testing.T) {
 		return fmt.Errorf("it has not arrived")
 	})
 
-	c.ip(t, elsewhere, "link", "del", "renamed0")
+	c.run(t, elsewhere, "ip", "link", "del", "renamed0")
 	await(t, c.v, c.Name, "says that its veth is gone", func(s agent.ContainerStatus) bool {
 		return s.State == agent.Pending && strings.Contains(s.Interfaces[0].Error, "its veth is gone: somebody")
 	})

@@ -31,12 +31,12 @@ type forest struct {
 	// rests are the numbers of the rests that are there, and restNode the one that is being filled.
 	rests    map[rest]uint32
 	restNode uint32
-	// seen finds a tree that is there already by its intervals.
-	seen map[string]uint32
+	// seen finds a tree that is there already by its intervals, and tables a table.
+	seen, tables map[string]uint32
 }
 
 func newForest() *forest {
-	return &forest{flat: map[int]bool{}, rests: map[rest]uint32{}, seen: map[string]uint32{}}
+	return &forest{flat: map[int]bool{}, rests: map[rest]uint32{}, seen: map[string]uint32{}, tables: map[string]uint32{}}
 }
 
 // tree adds the tree over iv, which covers all 32-bit numbers, and returns its root.
@@ -73,7 +73,12 @@ const tableLimit = fanout * fanout * fanout
 // table adds what each of 65,536 services has, 32 to a node, and returns the first node. iv are the intervals
 // of one protocol, whose keys agree in all but the last 16 bits.
 func (f *forest) table(iv []interval) uint32 {
+	key := intervalKey(iv)
+	if first, ok := f.tables[key]; ok {
+		return first
+	}
 	first := len(f.nodes)
+	f.tables[key] = uint32(first) + 1
 	at := 0
 	for _, v := range iv {
 		for ; at <= int(v.last&0xffff); at++ {
@@ -83,7 +88,7 @@ func (f *forest) table(iv []interval) uint32 {
 			setNumber(&f.nodes[first+at/nodeNumbers], at%nodeNumbers, v.val)
 		}
 	}
-	return uint32(first) + 1
+	return f.tables[key]
 }
 
 // nodeNumbers is how many 32-bit numbers a node is.

@@ -30,15 +30,16 @@ var layer = sync.OnceValues(func() ([]byte, error) {
 	return buf.Bytes(), errors.Join(err, writeErr, w.Close())
 })
 
-// build makes a static program of a package, and returns it.
-func build(pkg string) ([]byte, error) {
+// build makes a static program of a package, with further flags for go build, and returns it.
+func build(pkg string, flags ...string) ([]byte, error) {
 	dir, err := os.MkdirTemp("", Prefix)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { _ = os.RemoveAll(dir) }()
 	bin := filepath.Join(dir, "program")
-	cmd := exec.Command("go", "build", "-buildvcs=false", "-trimpath", "-ldflags=-s -w", "-o", bin, pkg)
+	args := slices.Concat([]string{"build", "-buildvcs=false", "-trimpath", "-ldflags=-s -w", "-o", bin}, flags, []string{pkg})
+	cmd := exec.Command("go", args...)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("build %s: %w: %s", pkg, err, out)

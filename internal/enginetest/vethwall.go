@@ -44,8 +44,10 @@ const bpffs = "/sys/fs/bpf"
 
 // binary is what go build makes of cmd/vethwall, built once for all tests of a package.
 var binary = sync.OnceValues(func() ([]byte, error) {
-	return build("github.com/vethwall/vethwall/cmd/vethwall")
+	return build(program)
 })
+
+const program = "github.com/vethwall/vethwall/cmd/vethwall"
 
 // Install puts the program on the host of an engine of the test's own. No agent runs yet.
 func (e *Engine) Install() *Vethwall {
@@ -93,6 +95,39 @@ func (v *Vethwall) With(t testing.TB) *Vethwall {
 		other.Engine = v.Engine.With(t)
 	}
 	return &other
+}
+
+// OtherVersion is the path of a program that differs in one place of one source file, named from the root of the repository,
+// as another version does.
+func (v *Vethwall) OtherVersion(file, old, new string) (bin string) {
+	v.t.Helper()
+	gomod, err := exec.Command("go", "env", "GOMOD").Output()
+	if err != nil {
+		v.t.Fatal(err)
+	}
+	file = filepath.Join(filepath.Dir(strings.TrimSpace(string(gomod))), file)
+	text, err := os.ReadFile(file)
+	if err != nil || strings.Count(string(text), old) != 1 {
+		v.t.Fatalf("%s holds %q %d times: %v", file, old, strings.Count(string(text), old), err)
+	}
+	dir := v.t.TempDir()
+	changed, overlay := filepath.Join(dir, "changed.go"), filepath.Join(dir, "overlay.json")
+	replace, err := json.Marshal(map[string]map[string]string{"Replace": {file: changed}})
+	if err == nil {
+		err = errors.Join(os.WriteFile(changed, []byte(strings.Replace(string(text), old, new, 1)), 0o600), os.WriteFile(overlay, replace, 0o600))
+	}
+	if err != nil {
+		v.t.Fatal(err)
+	}
+	content, err := build(program, "-overlay="+overlay)
+	if err != nil {
+		v.t.Fatal(err)
+	}
+	bin = filepath.Join(dir, "vethwall")
+	if err := os.WriteFile(bin, content, 0o755); err != nil {
+		v.t.Fatal(err)
+	}
+	return bin
 }
 
 // Command prepares a process on the engine's host, which finds the engine as the docker command does.

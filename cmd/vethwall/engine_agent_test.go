@@ -1,12 +1,16 @@
 package main
 
 import (
+	"encoding/hex"
 	"errors"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
 	"testing"
+
+	"github.com/cilium/ebpf"
 
 	"github.com/vethwall/vethwall/internal/agent"
 	"github.com/vethwall/vethwall/internal/enginetest"
@@ -83,6 +87,27 @@ func TestAgentEnds(t *testing.T) {
 		v.StartAgent()
 		same(t)
 	})
+	t.Run("damaged state", func(t *testing.T) {
+		v.EndAgent(syscall.SIGKILL)
+		damage(t, v, f.c.ID)
+		if s, _ := statusOf(t, v, f.c.ID); s.State != agent.Pending || !strings.Contains(s.Error, "damaged") {
+			t.Errorf("status of a damaged record: %+v", s)
+		}
+		for _, pattern := range []string{"maps-*/nodes", "maps-*/policies"} {
+			pins, err := filepath.Glob(filepath.Join(v.Dir, pattern))
+			if err != nil || len(pins) != 1 || os.Remove(pins[0]) != nil {
+				t.Fatal(pins, err)
+			}
+		}
+		v.StartAgent()
+		if log := v.Log(); !strings.Contains(log, "maps are damaged") || !strings.Contains(log, "nodes, policies") {
+			t.Errorf("the log does not say what is damaged: %s", log)
+		}
+		awaitFilter(t, v, f.c.Name, 1)
+		f.last = 0
+		same(t)
+		settled(t, v)
+	})
 	t.Run("meanwhile", func(t *testing.T) {
 		v := v.With(t)
 		ends := v.Start(image, "ends", labelled(network, "xdp.drop=udp"))
@@ -133,6 +158,42 @@ func TestAgentEnds(t *testing.T) {
 			t.Errorf("half done: %s is there: %v", v.Dir, err)
 		}
 	})
+}
+
+// damage writes what nobody can read into the records of a container, and of one that there is not, and pins what is no
+// link among the links.
+func damage(t *testing.T, v *enginetest.Vethwall, id string) {
+	t.Helper()
+	pins, err := filepath.Glob(filepath.Join(v.Dir, "maps-*", "containers"))
+	if err != nil || len(pins) != 1 {
+		t.Fatal(pins, err)
+	}
+	m, err := ebpf.LoadPinnedMap(pins[0], nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = m.Close() }()
+	for _, name := range []string{id, strings.Repeat("ab", 32)} {
+		key, err := hex.DecodeString(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		garbage := []byte(strings.Repeat("?", int(m.ValueSize())))
+		for _, part := range []byte{0, 7} {
+			if err := m.Put(append(slices.Clone(key), part, 0, 0, 0), garbage); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	other, err := m.Clone()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = other.Close() }()
+	links := filepath.Join(v.Dir, "links")
+	if err := errors.Join(other.Pin(filepath.Join(links, "77-xdp")), os.Mkdir(filepath.Join(links, "78-xdp"), 0o700)); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // refused says that a command could not run, in one line, which holds text.

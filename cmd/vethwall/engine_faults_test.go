@@ -12,8 +12,9 @@ import (
 	"github.com/vethwall/vethwall/internal/enginetest"
 )
 
-// TestKilledAnywhere kills agents at random moments of their lives, most of them while they load and adopt, beside a
-// container that sends all the time what it may not. Links are adopted, never made anew, and nothing passes.
+// TestKilledAnywhere kills agents at random moments of their lives, most of them while they load and adopt, beside
+// containers that send all the time what they may not, one of them by a policy of conversations, which has an allowed one
+// going on. Links are adopted, never made anew, and nothing else passes.
 func TestKilledAnywhere(t *testing.T) {
 	t.Parallel()
 	v := enginetest.Own(t).Install()
@@ -21,12 +22,10 @@ func TestKilledAnywhere(t *testing.T) {
 	network, tr := twoSinks(t, v, image)
 	v.StartAgent()
 	f := newFlood(t, v, tr, image, labelled(network, "xdp.drop=udp")...)
-	before := linkIDs(awaitFilter(t, v, f.c.Name, 1))
-	kills := 12
-	if os.Getenv("VETHWALL_LONG") != "" {
-		kills = 500
-	}
-	for i := range kills {
+	c := v.Start(image, "opens", labelled(network, "xdp.egress.drop=53-54/udp"), steadily(addrA4+":53", "denied")...)
+	before := append(linkIDs(awaitFilter(t, v, f.c.Name, 1)), linkIDs(awaitFilter(t, v, c.Name, 1))...)
+	talk := newTalk(t, v, c, tr.sinks["A"].Container, network, "443")
+	for i := range times(12, 500) {
 		v.EndAgent(syscall.SIGKILL)
 		v.SpawnAgent()
 		time.Sleep(time.Duration(rand.IntN(500)) * time.Millisecond)
@@ -39,7 +38,12 @@ func TestKilledAnywhere(t *testing.T) {
 	v.EndAgent(syscall.SIGKILL)
 	v.StartAgent()
 	f.blocked(t)
-	if after := linkIDs(awaitFilter(t, v, f.c.Name, 1)); !slices.Equal(before, after) {
+	talk.goesOn(t, v)
+	tr.shows(t, c, deniedUDP, allowedUDP)
+	if n := tr.sinks["A"].Count("denied"); n > 0 {
+		t.Errorf("%d packets of the denied conversation got through", n)
+	}
+	if after := append(linkIDs(awaitFilter(t, v, f.c.Name, 1)), linkIDs(awaitFilter(t, v, c.Name, 1))...); !slices.Equal(before, after) {
 		t.Errorf("links %v became %v", before, after)
 	}
 	tr.shows(t, v.With(t).Start(image, "later", labelled(network)), nil, deniedUDP)

@@ -372,11 +372,17 @@ func (f *Filter) refresh(id hookID, l link.Link, program *ebpf.Program) error {
 			return fmt.Errorf("update the program of ifindex %d: %w", id.ifindex, err)
 		}
 	}
-	if _, err := os.Lstat(f.pin(id)); errors.Is(err, os.ErrNotExist) {
-		_ = l.Unpin() // the library believes that it is pinned
-		if err := l.Pin(f.pin(id)); err != nil {
-			return fmt.Errorf("pin the link of ifindex %d: %w", id.ifindex, err)
-		}
+	return f.keepPinned(id, l)
+}
+
+// keepPinned gives a link its pin back, if somebody has removed it.
+func (f *Filter) keepPinned(id hookID, l link.Link) error {
+	if _, err := os.Lstat(f.pin(id)); !errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	_ = l.Unpin() // the library believes that it is pinned
+	if err := l.Pin(f.pin(id)); err != nil {
+		return fmt.Errorf("pin the link %s: %w", filepath.Base(f.pin(id)), err)
 	}
 	return nil
 }
@@ -463,7 +469,10 @@ func (f *Filter) Devices() []int {
 func (f *Filter) Sweep() error {
 	errs := []error{f.scanPins()}
 	for id := range f.links {
-		f.live(id) // one without a pin whose device is gone
+		l := f.live(id) // none of one without a pin whose device is gone
+		if l != nil && id.hook == hookResolver {
+			errs = append(errs, f.keepPinned(id, l)) // no later look at its container would
+		}
 	}
 	for ifindex := range f.maps.devices {
 		if !exists(ifindex) {

@@ -3,6 +3,8 @@ package xdp
 import (
 	"errors"
 	"net"
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -93,8 +95,14 @@ func TestResolver(t *testing.T) {
 		t.Errorf("%d queries are counted: %+v", seen, counts)
 	}
 	a.wantEvents(f)
+	pins, err := filepath.Glob(filepath.Join(dir, "links", "*-"+hookResolver))
+	if err != nil || len(pins) != 1 {
+		t.Fatalf("pins %v, %v", pins, err)
+	}
+	must(t, os.Remove(pins[0]))
+	must(t, f.Sweep())
 	f.Close()
-	a.want("without an agent", false, false)
+	a.want("without an agent, its pin removed before", false, false)
 	f = open(t, dir)
 	must(t, f.Sweep())
 	a.want("adopted", false, false)

@@ -32,7 +32,7 @@ type detour struct {
 
 var detours = []detour{
 	// Kata is wired like this, too. What was redirected to eth0 on its way in passes generic XDP unseen.
-	{"mirred", Generic, (*network).layMirred, "detour0", []string{"raw frame", "raw frame past the qdisc", "ring", "ring past the qdisc"}},
+	{"mirred", Generic, (*network).layMirred, "detour0", []string{"raw frame", "ring past the qdisc"}},
 	// What an ifb sends once more skips tc, unless the redirect meets it again: one of four packets gets through.
 	{"ifb", TCX, (*network).layIFB, "eth0", []string{"raw frame", "ring", "datagram", "UDP_SEGMENT"}},
 }

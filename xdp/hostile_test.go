@@ -59,6 +59,7 @@ func TestQueueOfItsOwn(t *testing.T) {
 			return fast.send(ask(own)) && w.crossed(w.container, w.host, ask(own))
 		}
 		if native {
+			fast.patience = long
 			if arrives("xdp.drop=udp", Native, false) {
 				t.Error("it arrives past native XDP")
 			}

@@ -19,6 +19,7 @@ type xsk struct {
 	tx, done     []byte // rings
 	txAt, doneAt unix.XDPRingOffset
 	produced     uint32
+	patience     time.Duration
 }
 
 const (
@@ -32,7 +33,7 @@ func newXSK(t *testing.T, ifindex int, queue uint32) *xsk {
 	fd, err := unix.Socket(unix.AF_XDP, unix.SOCK_RAW, 0)
 	must(t, err)
 	t.Cleanup(func() { _ = unix.Close(fd) })
-	x := &xsk{t: t, fd: fd}
+	x := &xsk{t: t, fd: fd, patience: soon}
 	x.memory = x.mmap(-1, 0, 2*xskFrame, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
 	reg := unix.XDPUmemReg{Addr: uint64(uintptr(unsafe.Pointer(&x.memory[0]))), Len: 2 * xskFrame, Size: xskFrame}
 	x.option(unix.SYS_SETSOCKOPT, unix.XDP_UMEM_REG, unsafe.Pointer(&reg), unsafe.Sizeof(reg))
@@ -80,7 +81,7 @@ func (x *xsk) send(frame []byte) bool {
 	binary.NativeEndian.PutUint32(desc[12:], 0)
 	x.produced++
 	number32(x.tx, x.txAt.Producer).Store(x.produced)
-	for deadline := time.Now().Add(soon); number32(x.tx, x.txAt.Consumer).Load() != x.produced; {
+	for deadline := time.Now().Add(x.patience); number32(x.tx, x.txAt.Consumer).Load() != x.produced; {
 		// What has been sent gives its place back.
 		number32(x.done, x.doneAt.Consumer).Store(number32(x.done, x.doneAt.Producer).Load())
 		if err := unix.Sendto(x.fd, nil, unix.MSG_DONTWAIT, nil); time.Now().After(deadline) {

@@ -162,7 +162,7 @@ type container struct {
 	// uninvited are veths that Docker has not made, by ifindex, since when.
 	uninvited   map[int]time.Time
 	outlets     outlets
-	finding     bool   // them, beside the loop
+	finding     bool   // them, beside the loop, or some time ago
 	findAgain   bool   // it has been looked at since that began
 	pastTrouble string // as trouble
 }

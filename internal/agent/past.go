@@ -96,6 +96,10 @@ func (a *agent) outletsOf(c *container, path string) (out []Interface) {
 	return out
 }
 
+// outletPause is how long after a look for outlets the next one begins at the earliest: whoever makes them and takes them away
+// again without end shall fill neither the log nor the agent's time.
+const outletPause = time.Second
+
 // findOutlets looks for them, and has c looked at again where they are others than before or may be.
 func (a *agent) findOutlets(c *container, path string) {
 	if c.finding {
@@ -109,12 +113,16 @@ func (a *agent) findOutlets(c *container, path string) {
 			found, err = nil, nil // the container has ended
 		}
 		a.tell(func() {
-			c.finding = false
 			a.complain(&c.pastTrouble, err, "cannot look for ways past a container's filter", "container", c.Name, "id", short(c.ID))
+			a.after(outletPause, func() {
+				if c.finding = false; c.findAgain {
+					a.dirty[c.ID] = true
+				}
+			})
 			if err != nil {
 				return
 			}
-			if c.findAgain || !slices.Equal(found, c.outlets.found) || len(found) > 0 && path != c.outlets.path {
+			if !slices.Equal(found, c.outlets.found) || len(found) > 0 && path != c.outlets.path {
 				a.dirty[c.ID] = true
 			}
 			c.outlets = outlets{path, found}

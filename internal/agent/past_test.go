@@ -4,6 +4,7 @@ import (
 	"strings"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/vethwall/vethwall/docker"
 	"github.com/vethwall/vethwall/xdp"
@@ -59,6 +60,7 @@ func TestOutlets(t *testing.T) {
 		r.kernel.set(func() { delete(r.kernel.outlets, c.SandboxKey) })
 		r.after(resync)
 		r.want(c, enforced10)
+		r.after(3 * outletPause)
 		r.kernel.set(func() { r.kernel.outlets[c.SandboxKey] = []xdp.Outlet{macvlan} })
 		r.agent.tell(r.agent.lookPast)
 		synctest.Wait()
@@ -77,6 +79,7 @@ func TestOutletsOfTheNextRun(t *testing.T) {
 		r.plug(docker.Container{SandboxKey: c.SandboxKey})
 		r.happens(again, docker.ActionDie, docker.ActionStart)
 		r.ring()
+		r.after(outletPause)
 		r.want(again, "partial [bridge enforced 11:open] [ partial 0:]")
 		r.kernel.set(func() { r.kernel.fail["outlets "+again.SandboxKey] = errGone })
 		r.after(resync)
@@ -84,6 +87,24 @@ func TestOutletsOfTheNextRun(t *testing.T) {
 		if !r.said("WARN", "cannot look for ways past") {
 			t.Error("the log does not say that it cannot be looked")
 		}
+	})
+}
+
+// Whoever makes outlets and takes them away without end does not fill the log.
+func TestOutletsWithoutEnd(t *testing.T) {
+	c := admin(10, "xdp.drop=udp")
+	inTime(t, []docker.Container{c}, nil, func(r *rig) {
+		r.after(resync / 2)
+		for i := range 1000 {
+			r.kernel.set(func() { r.kernel.outlets[c.SandboxKey] = []xdp.Outlet{macvlan}[:(i+1)%2] })
+			r.agent.tell(r.agent.lookPast)
+			r.after(time.Millisecond)
+		}
+		r.after(2 * outletPause)
+		if n := strings.Count(r.log.String(), "\n"); n > 20 || !r.said("ERROR", "eth9") {
+			t.Errorf("%d lines in the log", n)
+		}
+		r.want(c, enforced10)
 	})
 }
 

@@ -70,36 +70,6 @@ static __always_inline __u64 idle_time(const struct flow *f, __u8 proto)
 				      OTHER_TIMEOUT;
 }
 
-/*
- * Whether a conversation may go on: always under the policy that it was opened under; under another if that would
- * let it be opened.
- */
-static __always_inline struct verdict may_go_on(const struct policy *policy, struct flow *f,
-						const struct flow_key *k)
-{
-	struct verdict v = {};
-
-	if (f->generation == policy->generation)
-		return v;
-	v = verdict_of(find_rule(policy, f->opener, f->service, k), REASON_NO_POLICY);
-	if (passes(v))
-		f->generation = policy->generation;
-	return v;
-}
-
-/*
- * What a changed policy forbids stays in its table, forbidden, until neither side has sent for the idle time: of any
- * protocol but TCP (judge_midstream) who sends next would else open it anew, and that may be the other side, which may.
- */
-static __always_inline void end(void *table, struct flow *f, const struct flow_key *k,
-				const struct packet *p, __u64 now)
-{
-	if (k->proto == IPPROTO_TCP)
-		bpf_map_delete_elem(table, k);
-	else if (!p->quotes)
-		f->seen = now;
-}
-
 static __always_inline void note_tcp(struct flow *f, const struct packet *p)
 {
 	if (p->tcp_flags & (TCP_FIN | TCP_RST))
@@ -112,86 +82,97 @@ static __always_inline int is_syn(const struct packet *p)
 }
 
 /*
- * A packet of a conversation in table that was answered: 1 and the verdict, or 0 where there is none.
+ * A conversation of a table that has not been idle for too long. Of one that is over the same ports open another.
  */
-static __always_inline int goes_on(const struct policy *policy, void *table, const struct packet *p,
-				   const struct flow_key *k, __u64 now, struct verdict *v)
+static __always_inline struct flow *find_flow(void *table, const struct flow_key *k,
+					      const struct packet *p, __u64 now, int is_answered)
 {
 	struct flow *f = bpf_map_lookup_elem(table, k);
 
 	if (!f)
-		return 0;
-	/* After its end the same ports open another. */
-	if ((f->closing && is_syn(p)) || now - f->seen >= idle_time(f, k->proto)) {
-		bpf_map_delete_elem(table, k);
-		return 0;
-	}
-	*v = may_go_on(policy, f, k);
-	if (!passes(*v)) {
-		end(table, f, k, p, now);
-		return 1;
-	}
-	if (p->quotes)
-		return 1;
-	if (now - f->seen > SEEN_STEP)
-		f->seen = now;
-	note_tcp(f, p);
-	return 1;
+		return NULL;
+	if (now - f->seen < (is_answered ? idle_time(f, k->proto) : UNANSWERED_TIMEOUT) &&
+	    !(f->closing && is_syn(p)))
+		return f;
+	bpf_map_delete_elem(table, k);
+	return NULL;
 }
 
 /*
- * The same of one in table that nobody had answered. A packet of the other side moves it to answers.
+ * The verdict on a packet that opens a conversation, and who has opened it. A TCP packet other than a SYN is one of before
+ * the filter came, or whose entry was given up: it passes if of each source an allow rule says so, or the source
+ * would let the other side open the conversation as well. Who opened it an allow rule tells, if one does.
  */
-static __always_inline int is_awaited(const struct policy *policy, void *table, void *answers,
-				      const struct packet *p, enum direction d,
-				      const struct flow_key *k, __u64 now, struct verdict *v)
+static __always_inline __u32 judge_opening(const struct policy *policy, const struct packet *p,
+					   enum direction d, const struct flow_key *k,
+					   struct flow *f)
 {
-	struct flow *f = bpf_map_lookup_elem(table, k);
-	struct flow answer = {};
+	__u32 own = find_rule(policy, d, p->service, k);
+	__u32 allowed = own >> ALLOWED_SHIFT & ALL_SOURCES;
+	__u32 other;
 
-	if (!f || now - f->seen >= UNANSWERED_TIMEOUT)
-		return 0;
-	if (f->closing && is_syn(p)) {
-		bpf_map_delete_elem(table, k);
-		return 0;
-	}
-	*v = may_go_on(policy, f, k);
-	if (!passes(*v)) {
-		end(table, f, k, p, now);
-		return 1;
-	}
-	if (p->quotes)
-		return 1;
-	if (f->opener == d || p->tcp_flags & TCP_RST) {
-		f->seen = now;
-		note_tcp(f, p);
-		return 1;
-	}
-	answer = *f;
-	answer.seen = now;
-	note_tcp(&answer, p);
-	if (bpf_map_update_elem(answers, k, &answer, BPF_ANY))
-		*v = verdict_of(cell_for(policy, REASON_TABLE_FULL), 0);
-	else
-		bpf_map_delete_elem(table, k);
-	return 1;
-}
-
-/*
- * A TCP packet that opens nothing and belongs to no conversation that we know: one of before the filter came, or
- * whose entry was given up. It passes where an allow rule says so, or where the conversation would be allowed
- * whoever had opened it.
- */
-static __always_inline struct verdict judge_midstream(const struct policy *policy,
-						      const struct packet *p, enum direction d,
-						      const struct flow_key *k, struct verdict own)
-{
-	struct verdict other;
-
-	if (!passes(own) || own.allowed)
+	f->opener = d;
+	f->service = p->service;
+	if (p->proto != IPPROTO_TCP || is_syn(p) || !cell_passes(own))
 		return own;
-	other = verdict_of(find_rule(policy, !d, p->reverse, k), p->reason);
-	return passes(other) && own.reason != REASON_PASS ? own : other;
+	other = find_rule(policy, !d, p->reverse, k);
+	if (!cell_passes(other) && other >> REFUSED_SHIFT & ALL_SOURCES & ~allowed)
+		return other;
+	if (allowed)
+		return own;
+	if (other >> ALLOWED_SHIFT & ALL_SOURCES) {
+		f->opener = !d;
+		f->service = p->reverse;
+	} else {
+		f->guessed = 1;
+	}
+	return (own & 0xff) == REASON_PASS ? other : own;
+}
+
+/*
+ * Whether a packet of a conversation that nobody has answered answers it. A TCP SYN is answered when who sent it goes
+ * on: before that it may be one of a flood, from an address that is none of the sender's.
+ */
+static __always_inline int answers(struct flow *f, const struct packet *p, enum direction d)
+{
+	if (p->tcp_flags & TCP_RST)
+		return 0; /* it says that nobody is there */
+	if (f->opener == d)
+		return f->replied && !(p->tcp_flags & TCP_SYN);
+	if (p->tcp_flags & TCP_SYN)
+		f->replied = 1;
+	return !f->replied;
+}
+
+struct reclaim {
+	__u64 now;
+};
+
+static long reclaim_flow(void *table, const struct flow_key *k, const struct flow *f,
+			 const struct reclaim *r)
+{
+	if (r->now - f->seen >= idle_time(f, k->proto))
+		bpf_map_delete_elem(table, k);
+	return 0;
+}
+
+/*
+ * Makes a conversation one of those that were answered. Where there is no room what has been idle for too long is
+ * forgotten, once a second at most. An agent does that now and then, but there need not be one.
+ */
+static __noinline int keep(void *table, const struct flow_key *k, const struct flow *f, __u32 block)
+{
+	struct reclaim r = { f->seen };
+	struct shared *shared;
+
+	if (!bpf_map_update_elem(table, k, f, BPF_ANY))
+		return 1;
+	shared = bpf_map_lookup_elem(&states, &block);
+	if (!shared || r.now - shared->reclaimed < SECOND)
+		return 0;
+	shared->reclaimed = r.now;
+	bpf_for_each_map_elem(table, reclaim_flow, &r, 0);
+	return !bpf_map_update_elem(table, k, f, BPF_ANY);
 }
 
 static __always_inline int is_multicast(const struct packet *p)
@@ -246,31 +227,6 @@ __noinline int note_first(const struct policy *policy, const struct packet *p, _
 	return 0;
 }
 
-/* A packet of no conversation: if it passes it opens one, in table. */
-static __always_inline struct verdict opens(const struct policy *policy, void *table,
-					    const struct packet *p, enum direction d,
-					    const struct flow_key *k, __u64 now)
-{
-	struct flow f = {};
-	struct verdict v;
-
-	if (p->quotes)
-		return verdict_of(cell_for(policy, REASON_BAD_QUOTE), 0);
-	v = verdict_of(find_rule(policy, d, p->service, k), 0);
-	if (p->proto == IPPROTO_TCP && !is_syn(p))
-		v = judge_midstream(policy, p, d, k, v);
-	if (!passes(v))
-		return v;
-	f.seen = now;
-	f.service = p->service;
-	f.generation = policy->generation;
-	f.opener = d;
-	note_tcp(&f, p);
-	if (bpf_map_update_elem(table, k, &f, BPF_ANY))
-		v = verdict_of(cell_for(policy, REASON_TABLE_FULL), 0);
-	return v;
-}
-
 /*
  * The verdict of a policy with state on a packet, as a cell. block is the counter block of the device, which tells
  * whose state it is.
@@ -279,11 +235,15 @@ __noinline __u32 converse(const struct policy *policy, const struct packet *p, _
 {
 	__u64 now = bpf_ktime_get_coarse_ns();
 	__u32 state = find_state(block);
-	void *answers = bpf_map_lookup_elem(&answered, &state);
+	void *answered_ones = bpf_map_lookup_elem(&answered, &state);
+	void *table = answered_ones;
+	int is_answered = 1;
+	__u32 cell = CELL;
+	struct flow fresh = {};
 	struct flow_key k = {};
-	struct verdict v = {};
+	struct flow *f;
 
-	if (!policy || !p || d > INGRESS || !answers)
+	if (!policy || !p || d > INGRESS || !table)
 		return CELL_NO_POLICY;
 	if (p->fragment == LATER_FRAGMENT && follows_first(policy, p, block, now))
 		return CELL;
@@ -291,17 +251,57 @@ __noinline __u32 converse(const struct policy *policy, const struct packet *p, _
 	/* What could not be read, is not IP, or goes to many is judged alone. */
 	if (p->reason != REASON_PASS || !p->family || is_multicast(p))
 		return find_rule(policy, d, p->service, &k);
-	if (!goes_on(policy, answers, p, &k, now, &v)) {
-		void *table = bpf_map_lookup_elem(&unanswered, &state);
 
+	f = find_flow(table, &k, p, now, 1);
+	if (!f) {
+		is_answered = 0;
+		table = bpf_map_lookup_elem(&unanswered, &state);
 		if (!table)
 			return CELL_NO_POLICY;
-		if (!is_awaited(policy, table, answers, p, d, &k, now, &v))
-			v = opens(policy, table, p, d, &k, now);
+		f = find_flow(table, &k, p, now, 0);
 	}
-	if (passes(v) && p->fragment == FIRST_FRAGMENT && !p->quotes)
+	if (!f && p->quotes)
+		return cell_for(policy, REASON_BAD_QUOTE);
+
+	/* Under the policy that it was opened under a conversation goes on. Another has to let it be opened. */
+	if (!f || f->generation != policy->generation) {
+		if (f && !f->guessed)
+			cell = find_rule(policy, f->opener, f->service, &k);
+		else
+			cell = judge_opening(policy, p, d, &k, &fresh);
+		if (!cell_passes(cell)) {
+			/*
+			 * Of protocols without SYN it stays there until it has been idle, and forbidden: who sends next would
+			 * else open it anew, and that may be the other side, which may.
+			 */
+			if (f && k.proto == IPPROTO_TCP)
+				bpf_map_delete_elem(table, &k);
+			return cell;
+		}
+	}
+	if (!f) {
+		fresh.seen = now;
+		fresh.generation = policy->generation;
+		note_tcp(&fresh, p);
+		if (bpf_map_update_elem(table, &k, &fresh, BPF_ANY))
+			cell = cell_for(policy, REASON_TABLE_FULL);
+	} else {
+		f->generation = policy->generation;
+		if (p->quotes)
+			return cell;
+		note_tcp(f, p);
+		if (!is_answered || now - f->seen > SEEN_STEP)
+			f->seen = now;
+		if (!is_answered && answers(f, p, d)) {
+			if (keep(answered_ones, &k, f, block))
+				bpf_map_delete_elem(table, &k);
+			else
+				cell = cell_for(policy, REASON_TABLE_FULL);
+		}
+	}
+	if (p->fragment == FIRST_FRAGMENT && cell_passes(cell))
 		note_first(policy, p, block, now);
-	return cell_of(v);
+	return cell;
 }
 
 /* The verdict of a policy that does not ask who opened what. */

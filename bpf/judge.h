@@ -7,9 +7,9 @@
 
 /*
  * A cell is a verdict: bit 31, the direction and slot of the rule's counter << 8, the reason. Trees leave the direction
- * out, so that both can share them. ALLOWED where an
- * allow rule says that it passes, and not a default; AUDIT where it passes although there is a reason against it; QUIET
- * where that is not to be logged. In the trees of limits it is bit 31 and one bit for each limit.
+ * out, so that both can share them. AUDIT where it passes although there is a reason against it; QUIET where that is not
+ * to be logged. One that passes has the sources << ALLOWED_SHIFT, a bit for each, of which an allow rule says so, and
+ * not a default; one that does not those << REFUSED_SHIFT that are against it. In the trees of limits it is bit 31 and one bit for each limit.
  * REASON_UNREADABLE stands for the reason for which the packet could not be read.
  *
  * Without bit 31, what a services tree holds is a class, or the first node of a table of what each of
@@ -22,11 +22,14 @@
 #define TABLE (1u << 30)
 #define REST (1u << 29)
 #define RESTS 4
-#define ALLOWED (1u << 16)
+#define MAX_SOURCES 4
+#define ALLOWED_SHIFT 20
+#define REFUSED_SHIFT 24
+#define ALL_SOURCES ((1u << MAX_SOURCES) - 1)
 #define AUDIT (1u << 17)
 #define QUIET (1u << 18)
 #define REASON_UNREADABLE 0xff
-#define CELL_NO_POLICY (CELL | REASON_NO_POLICY)
+#define CELL_NO_POLICY (CELL | ALL_SOURCES << REFUSED_SHIFT | REASON_NO_POLICY)
 
 /*
  * What addresses that share their first 32 bits or more have, where one range of them, inclusive at both ends, has
@@ -42,7 +45,6 @@ struct rest {
 struct verdict {
 	__u8 reason;
 	__u8 rule; /* direction * RULE_SLOTS + slot, where reason is REASON_RULE or REASON_LIMIT */
-	__u8 allowed; /* by an allow rule */
 	__u8 audited;
 	__u8 quiet;
 };
@@ -50,6 +52,11 @@ struct verdict {
 static __always_inline int passes(struct verdict v)
 {
 	return v.reason == REASON_PASS || v.audited;
+}
+
+static __always_inline int cell_passes(__u32 cell)
+{
+	return (cell & 0xff) == REASON_PASS || cell & AUDIT;
 }
 
 static __always_inline __u32 find_service(const struct table *t, __u32 service)
@@ -125,7 +132,6 @@ static __always_inline struct verdict verdict_of(__u32 cell, __u8 why)
 
 	v.reason = cell & 0xff;
 	v.rule = cell >> 8 & (2 * RULE_SLOTS - 1);
-	v.allowed = !!(cell & ALLOWED);
 	v.audited = !!(cell & AUDIT);
 	v.quiet = !!(cell & QUIET);
 	if (v.reason == REASON_UNREADABLE)

@@ -188,7 +188,9 @@ struct flow {
 	__u32 generation; /* of the policy that it was judged by */
 	__u8 opener; /* direction of the packet that opened it */
 	__u8 closing; /* a TCP FIN or RST has passed */
-	__u8 zero[6];
+	__u8 replied; /* a TCP SYN was answered by another, and not yet that one */
+	__u8 guessed; /* it is older than its entry, and no rule tells who has opened it */
+	__u8 zero[4];
 };
 
 /*
@@ -243,6 +245,7 @@ struct fragments_map {
 struct shared {
 	__u32 state;
 	__u32 buckets;
+	__u64 reclaimed; /* ns since boot: when room was last made in the table of answered conversations */
 };
 
 /* When each bucket of limits is empty again: ns since boot. The buckets with number 0 are nobody's. */

@@ -90,8 +90,10 @@ type conversation struct {
 	opener   Direction
 	question subject
 	under    string // the policy that judged it last
-	answered bool   // a packet against the opener's direction has passed
+	replied  bool   // a TCP SYN was answered by another, and its sender has not gone on yet
+	answered bool   // a packet against the opener's direction has passed, after a SYN one more of the opener
 	closing  bool   // a TCP FIN or RST has passed
+	guessed  bool   // it is older than what is remembered of it, and no rule tells who has opened it
 	seen     time.Duration
 }
 
@@ -161,15 +163,17 @@ func (c *Conversations) converse(s Stack, dir Direction, pkt packet, quoted bool
 	if open := c.find(key, now); open != nil {
 		// The policy that it was opened under has judged it; under another it ends, or not.
 		v := passes
-		if open.under != s.text() {
+		switch {
+		case open.under == s.text():
+		case open.guessed:
+			v, _ = s.judgeOpening(dir, pkt)
+		default:
 			v = s.judge(open.opener, open.question)
 		}
 		if !v.Passes() {
 			// Of other protocols who sends next would open it anew, and that may be the side that may.
 			if key.proto == protoTCP {
 				delete(c.open, key)
-			} else if !quoted {
-				open.seen = now
 			}
 			return v
 		}
@@ -182,16 +186,13 @@ func (c *Conversations) converse(s Stack, dir Direction, pkt packet, quoted bool
 	if quoted {
 		return s.byNobody(BadQuote)
 	}
-	question := subject{true, pkt.peer(dir), pkt.proto, pkt.service}
-	v := s.judge(dir, question)
-	if v.Passes() && pkt.proto == protoTCP && !isSYN(pkt) {
-		v = s.judgeMidstream(dir, pkt, v)
-	}
+	v, open := s.judgeOpening(dir, pkt)
 	if v.Passes() {
 		if c.open == nil {
 			c.open = map[conversationKey]*conversation{}
 		}
-		c.open[key] = &conversation{opener: dir, question: question, under: s.text(), closing: closes(pkt), seen: now}
+		open.under, open.closing, open.seen = s.text(), closes(pkt), now
+		c.open[key] = &open
 	}
 	return v
 }
@@ -219,12 +220,23 @@ func (o *conversation) idleTime(proto uint8) time.Duration {
 	return idleOther
 }
 
-// goOn lets another packet of a conversation pass, unless it is the first answer and there is no room. A reset is
-// no answer: it says that nobody is there.
-func (c *Conversations) goOn(open *conversation, dir Direction, pkt packet, now time.Duration) (room bool) {
-	answers := dir != open.opener && pkt.flags&flagRST == 0
+// isAnsweredBy reports whether a packet of a conversation that nobody has answered answers it. A reset does not: it says that
+// nobody is there. A TCP SYN is answered when its sender goes on: until then it may have come from somebody else.
+func (o *conversation) isAnsweredBy(dir Direction, pkt packet) bool {
 	switch {
-	case !open.answered && answers:
+	case pkt.flags&flagRST != 0:
+		return false
+	case dir == o.opener:
+		return o.replied && pkt.flags&flagSYN == 0
+	}
+	o.replied = o.replied || pkt.flags&flagSYN != 0
+	return !o.replied
+}
+
+// goOn lets another packet of a conversation pass, unless it is the answer and there is no room.
+func (c *Conversations) goOn(open *conversation, dir Direction, pkt packet, now time.Duration) (room bool) {
+	switch {
+	case !open.answered && open.isAnsweredBy(dir, pkt):
 		if c.numAnswered(now) >= c.maxAnswered() {
 			return false
 		}
@@ -261,18 +273,37 @@ func isSYN(pkt packet) bool {
 // closes reports whether pkt ends a TCP connection, or one half of it.
 func closes(pkt packet) bool { return pkt.flags&(flagFIN|flagRST) != 0 }
 
-// judgeMidstream judges a TCP packet that opens nothing, of a conversation that is not known although it passes in
-// its own direction: its entry was given up, or it is older than the policy. Whoever sends it may be the one who was
-// asked, and its destination port none that anybody opened. own is the verdict on it in its own direction.
-func (s Stack) judgeMidstream(dir Direction, pkt packet, own Verdict) Verdict {
-	if s.allowsByRule(dir, subject{true, pkt.peer(dir), pkt.proto, pkt.to}) {
-		return own
+// judgeOpening judges a packet that belongs to no conversation, and says who has opened the one that it belongs to from now on.
+//
+// A TCP packet other than a SYN is of one that is not known although it passes in its own direction: its entry was given up, or
+// it is older than the policy. Whoever sends it may be the one who was asked, and its destination port none that
+// anybody opened. So each source has to allow it by a rule, or to let the other side open the conversation as well. Who opened
+// it an allow rule tells, if one does.
+func (s Stack) judgeOpening(dir Direction, pkt packet) (Verdict, conversation) {
+	back := dir.opposite()
+	asks := subject{true, pkt.peer(dir), pkt.proto, pkt.service}
+	answers := subject{true, pkt.peer(dir), pkt.proto, pkt.from}
+	own := s.judge(dir, asks)
+	if pkt.proto != protoTCP || isSYN(pkt) || !own.Passes() {
+		return own, conversation{opener: dir, question: asks}
 	}
-	other := s.judge(dir.opposite(), subject{true, pkt.peer(dir), pkt.proto, pkt.from})
-	if other.Passes() && own.Reason != Pass {
-		return own
+	other := s.judge(back, answers)
+	for i, source := range s {
+		if !s.Audited(i) && !source.Policy.allowsByRule(dir, asks) && !source.Policy.judge(back, answers).Passes() {
+			return other, conversation{}
+		}
 	}
-	return other
+	if s.allowsByRule(dir, asks) {
+		return own, conversation{opener: dir, question: asks}
+	}
+	v := own
+	if own.Reason == Pass {
+		v = other
+	}
+	if s.allowsByRule(back, answers) {
+		return v, conversation{opener: back, question: answers}
+	}
+	return v, conversation{opener: dir, question: asks, guessed: true}
 }
 
 // judge is what the sources of s say of something that is wholly known.
@@ -280,20 +311,19 @@ func (s Stack) judge(dir Direction, asked subject) Verdict {
 	return s.first(func(p Policy) Verdict { return p.judge(dir, asked) })
 }
 
-// allowsByRule reports whether a rule of any source says that something may be: one that allows it, or an exception from one
-// that drops it. Whether that lets it pass is another question.
+// allowsByRule reports whether some source does.
 func (s Stack) allowsByRule(dir Direction, asked subject) bool {
-	for _, source := range s {
-		matches := func(verb Verb) bool {
-			return slices.ContainsFunc(source.Policy.Rules, func(r Rule) bool {
-				return r.Verb == verb && r.In[dir] && r.Match.holds(asked)
-			})
-		}
-		if matches(Allow) || matches(Drop) && matches(Except) {
-			return true
-		}
+	return slices.ContainsFunc(s, func(source Source) bool { return source.Policy.allowsByRule(dir, asked) })
+}
+
+// allowsByRule reports whether a rule says that something may be: one that allows it, or an exception from one that drops it.
+func (p Policy) allowsByRule(dir Direction, asked subject) bool {
+	matches := func(verb Verb) bool {
+		return slices.ContainsFunc(p.Rules, func(r Rule) bool {
+			return r.Verb == verb && r.In[dir] && r.Match.holds(asked)
+		})
 	}
-	return false
+	return matches(Allow) || matches(Drop) && matches(Except)
 }
 
 func (d Direction) opposite() Direction {

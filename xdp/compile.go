@@ -139,6 +139,9 @@ func namesOf(rules [2][]Counted) uint32 {
 
 // enforceable refuses what the labels may say and this version cannot do.
 func enforceable(s policy.Stack) error {
+	if len(s) > maxSources {
+		return fmt.Errorf("%d sources of a policy: this version enforces %d at most", len(s), maxSources)
+	}
 	var errs []error
 	refuse := func(format string, args ...any) {
 		errs = append(errs, fmt.Errorf(format+": understood, but this version cannot enforce it; remove the label", args...))

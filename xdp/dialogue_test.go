@@ -1,8 +1,11 @@
 package xdp
 
 import (
+	"bytes"
+	"encoding/binary"
 	"os"
 	"testing"
+	"time"
 
 	"github.com/cilium/ebpf"
 
@@ -39,6 +42,28 @@ func (m memory) forget(t *testing.T) {
 	}
 }
 
+// age makes all that is remembered older. Every value begins with when it was seen, in ns since boot.
+func (m memory) age(t *testing.T, by time.Duration) {
+	t.Helper()
+	for _, inner := range m {
+		var key, value []byte
+		var keys [][]byte
+		for all := inner.Iterate(); all.Next(&key, &value); {
+			keys = append(keys, bytes.Clone(key))
+		}
+		for _, key := range keys {
+			must(t, inner.Lookup(key, &value))
+			seen := binary.NativeEndian.Uint64(value)
+			binary.NativeEndian.PutUint64(value, seen-uint64(by))
+			must(t, inner.Update(key, value, ebpf.UpdateExist))
+		}
+	}
+}
+
+// pauses are how long nobody says anything: shorter and longer than each idle time, of which the sums of some are no
+// closer to it than a second.
+var pauses = []time.Duration{11 * time.Second, 20 * time.Second, 29 * time.Second, 30 * time.Second, 151 * time.Second, 179 * time.Second, 180 * time.Second, 24*time.Hour - time.Second, 24 * time.Hour}
+
 // TestDialogues draws policies and sequences of related packets, both ways, and compares the programs with
 // policy.Conversations. Now and then the policy changes in the middle. A failure prints the seed.
 func TestDialogues(t *testing.T) {
@@ -61,10 +86,16 @@ func TestDialogues(t *testing.T) {
 		}
 		m.forget(t)
 		var want policy.Conversations
+		var now time.Duration
 		use(t, r, stack)
 		for i, step := range dialogue {
 			if i == change {
 				stack = changed(t, r, stack, draw.Stack(rnd))
+			}
+			if rnd.IntN(20) == 0 {
+				pause := pauses[rnd.IntN(len(pauses))]
+				m.age(t, pause)
+				now += pause
 			}
 			h := hooks[2]
 			if step.Dir == policy.Egress {
@@ -73,7 +104,7 @@ func TestDialogues(t *testing.T) {
 			if !tcRuns(step.Frame) {
 				continue
 			}
-			v := want.Verdict(stack, step.Dir, step.Frame, 0)
+			v := want.Verdict(stack, step.Dir, step.Frame, now)
 			if got := r.run(h, stack, step.Frame); got != v {
 				t.Fatalf("seed %d: %sstep %d, %s, changed at %d, frame %x\nprogram says %v\nspecification says %v",
 					seed, describe(stack), i, h.name, change, step.Frame, got, v)

@@ -129,9 +129,10 @@ type filterRecordPart struct {
 }
 
 type filterShared struct {
-	_       structs.HostLayout
-	State   uint32
-	Buckets uint32
+	_         structs.HostLayout
+	State     uint32
+	Buckets   uint32
+	Reclaimed uint64
 }
 
 type filterTable struct {

@@ -124,9 +124,10 @@ type resolverRecordPart struct {
 }
 
 type resolverShared struct {
-	_       structs.HostLayout
-	State   uint32
-	Buckets uint32
+	_         structs.HostLayout
+	State     uint32
+	Buckets   uint32
+	Reclaimed uint64
 }
 
 // Names of all BPF objects in the ELF.

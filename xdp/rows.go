@@ -1,6 +1,7 @@
 package xdp
 
 import (
+	"cmp"
 	"maps"
 	"slices"
 
@@ -224,7 +225,7 @@ func (c *compiler) judge(rules []int, matches func(int) bool) uint32 {
 	if c.limits {
 		return c.mask(rules, matches)
 	}
-	pass, would := uint32(cellPass), uint32(0)
+	var closed, would, allow, refused uint32
 	for source := range c.stack {
 		var dropped *slottedRule
 		var excepted, allowed bool
@@ -245,7 +246,7 @@ func (c *compiler) judge(rules []int, matches func(int) bool) uint32 {
 			}
 		}
 		if allowed || dropped != nil && excepted {
-			pass |= allowedBit
+			allow |= allowedBit << source
 		}
 		cell := uint32(0)
 		if dropped != nil && !excepted {
@@ -256,17 +257,17 @@ func (c *compiler) judge(rules []int, matches func(int) bool) uint32 {
 		if cell == 0 {
 			continue
 		}
-		if cell |= sourceFlags(c.stack, source); cell&auditBit == 0 {
-			return cell
+		if cell |= sourceFlags(c.stack, source); cell&auditBit != 0 {
+			would = cmp.Or(would, cell)
+			continue
 		}
-		if would == 0 {
-			would = cell
-		}
+		closed = cmp.Or(closed, cell)
+		refused |= refusedBit << source
 	}
-	if would != 0 {
-		return would | pass&allowedBit
+	if closed != 0 {
+		return closed | refused
 	}
-	return pass
+	return cmp.Or(would, cellPass) | allow
 }
 
 // mask is the cell of limits: the bit of each rule's bucket, which is its slot.

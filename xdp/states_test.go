@@ -97,20 +97,70 @@ func TestBoundHolds(t *testing.T) {
 	must(t, err)
 	stack := policy.Stack{{Origin: "labels", Policy: p}}
 	use(t, r, stack)
-	for port := range uint16(3) {
+	talk := func(port uint16, want policy.Reason) {
+		t.Helper()
 		ask := policytest.IP("192.0.2.1", "198.51.100.1", 17, policytest.UDP(1000+port, 53))
 		answer := policytest.IP("198.51.100.1", "192.0.2.1", 17, policytest.UDP(53, 1000+port))
 		if v := r.run(hooks[0], stack, ask); v.Reason != policy.Pass {
 			t.Errorf("question %d: %v", port, v)
 		}
-		want := policy.Pass
-		if port == 2 {
-			want = policy.TableFull
-		}
 		if v := r.run(hooks[2], stack, answer); v.Reason != want {
 			t.Errorf("answer %d: %v, want %v", port, v, want)
 		}
 	}
+	talk(0, policy.Pass)
+	talk(1, policy.Pass)
+	talk(2, policy.TableFull)
+	// Without an agent, too, what is over makes room, though not more often than once a second.
+	memory{table}.age(t, 181*time.Second)
+	talk(3, policy.TableFull)
+	must(t, r.k.States.Put(uint32(0), filterShared{State: 1, Buckets: 1}))
+	talk(4, policy.Pass)
+	talk(5, policy.Pass)
+	talk(6, policy.TableFull)
+}
+
+// TestHalfOpenTakesNoRoom answers SYNs whose senders never go on: none of them is one of the answered conversations, of which
+// there may be so many.
+func TestHalfOpenTakesNoRoom(t *testing.T) {
+	r := newRunner(t)
+	m := newMemory(r)
+	p, _, err := policy.Parse(map[string]string{"xdp.ingress.allow": "443/tcp", "xdp.egress.default": "drop"})
+	must(t, err)
+	stack := policy.Stack{{Origin: "labels", Policy: p}}
+	use(t, r, stack)
+	segment := func(dir policy.Direction, port uint16, flags uint8) {
+		t.Helper()
+		h, frame := hooks[2], policytest.IP("198.51.100.1", "192.0.2.1", 6, policytest.With(policytest.TCP(port, 443), 13, flags))
+		if dir == policy.Egress {
+			h, frame = hooks[0], policytest.IP("192.0.2.1", "198.51.100.1", 6, policytest.With(policytest.TCP(443, port), 13, flags))
+		}
+		if v := r.run(h, stack, frame); v.Reason != policy.Pass {
+			t.Errorf("port %d: %v", port, v)
+		}
+	}
+	const syn, ack = 2, 16
+	answered := func() (n int) {
+		var table *ebpf.Map
+		must(t, r.k.Answered.Lookup(uint32(1), &table))
+		defer table.Close()
+		var key, value []byte
+		for all := table.Iterate(); all.Next(&key, &value); n++ {
+		}
+		return n
+	}
+	for port := range uint16(100) {
+		segment(policy.Ingress, port+1000, syn)
+		segment(policy.Egress, port+1000, syn|ack)
+	}
+	if n := answered(); n != 0 {
+		t.Errorf("%d conversations count as answered", n)
+	}
+	segment(policy.Ingress, 1000, ack)
+	if n := answered(); n != 1 {
+		t.Errorf("%d conversations count as answered, want the one whose sender has gone on", n)
+	}
+	m.forget(t)
 }
 
 // TestStatesAreGivenEmpty checks that a container never gets the conversations of one that has gone, and that the

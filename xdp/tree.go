@@ -9,9 +9,12 @@ const (
 	tableBit   = 1 << 30
 	restBit    = 1 << 29
 	rests      = 4 // in a node
-	allowedBit = 1 << 16
 	auditBit   = 1 << 17
 	quietBit   = 1 << 18
+	// allowedBit and refusedBit are those of the first of maxSources sources.
+	allowedBit = 1 << 20
+	refusedBit = 1 << 24
+	maxSources = 4
 	fanout     = 16
 	maxLevels  = 4
 )

@@ -41,8 +41,9 @@ func (c *compiler) agree(a, b uint32) uint32 {
 	return c.oneOf(map[uint32]int{plain(a): 1, plain(b): 1})
 }
 
-// plain is a cell without what does not matter to what cannot be read: why it passes. It leaves a mask of limits as it is.
-func plain(cell uint32) uint32 { return cell &^ allowedBit }
+// plain is a cell without what does not matter to what cannot be read: which sources say why it passes or does not. It leaves a
+// mask of limits as it is.
+func plain(cell uint32) uint32 { return cell &^ ((1<<maxSources - 1) * (allowedBit | refusedBit)) }
 
 // mixture is the set of rows that a packet may belong to, by class of services.
 type mixture struct{ rows map[int]*row }

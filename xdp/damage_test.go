@@ -1,8 +1,10 @@
 package xdp
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -101,4 +103,50 @@ func pinnedMaps(t *testing.T, dir string) []string {
 	pins, err := filepath.Glob(filepath.Join(dir, "maps-*", "*"))
 	must(t, err)
 	return pins
+}
+
+// TestDirectoryRemoved removes everything that is pinned, directories too, under an agent: the filter stays, and everything is
+// pinned again, the lock included.
+func TestDirectoryRemoved(t *testing.T) {
+	a := newAsker(t)
+	dir := bpffs(t)
+	f := open(t, dir)
+	bring := func(labels string) {
+		must(t, f.Attach(a.host.Index, Want{Policy: labelled(t, labels), Mode: Generic}))
+		must(t, f.CloseResolver(a.path, a.host.Index, true, true))
+		must(t, f.Sweep())
+	}
+	bring("xdp.drop=udp")
+	before := linkID(t, f, a.host.Index)
+	was := pins(t, dir)
+	must(t, os.RemoveAll(dir))
+	a.wantUDPTo("192.0.2.1:0", false, "removed")
+	bring("xdp.drop=udp")
+	if got := pins(t, dir); !slices.Equal(got, was) {
+		t.Errorf("pinned are %v, were %v", got, was)
+	}
+	if _, err := Open(dir); !errors.Is(err, ErrBusy) {
+		t.Errorf("a second agent: %v", err)
+	}
+	bring("xdp.drop=tcp")
+	a.wantUDPTo("192.0.2.1:0", true, "another policy")
+	bring("xdp.drop=udp")
+	f.Close()
+	f = open(t, dir)
+	defer f.Close()
+	if err := f.Damage(); err != nil {
+		t.Error(err)
+	}
+	if after := linkID(t, f, a.host.Index); after != before {
+		t.Errorf("link %d was made anew as %d", before, after)
+	}
+	a.wantUDPTo("192.0.2.1:0", false, "the next agent")
+	if a.answers("udp") || a.answers("tcp") {
+		t.Error("the resolver is open to the next agent")
+	}
+	bring("xdp.drop=udp")
+	must(t, f.CloseResolver(a.path, a.host.Index, false, false))
+	if !a.answers("udp") || !a.answers("tcp") {
+		t.Error("the resolver does not open")
+	}
 }

@@ -202,6 +202,24 @@ func lockDir(dir string) (*os.File, error) {
 	return d, nil
 }
 
+// relock takes the directory again where somebody has removed it and it was made anew: the lock is on what was removed.
+func (f *Filter) relock() error {
+	has, err := f.lock.Stat()
+	if err != nil {
+		return err
+	}
+	if is, err := os.Stat(f.dir); err == nil && os.SameFile(is, has) {
+		return nil
+	}
+	lock, err := lockDir(f.dir)
+	if err != nil {
+		return err
+	}
+	_ = f.lock.Close()
+	f.lock = lock
+	return nil
+}
+
 // format is the number of what the maps' values mean; it changes where their types do not.
 const format = 3
 

@@ -104,7 +104,7 @@ func (f *Filter) adopt() error {
 // scanPins takes over what is pinned, and removes the pins of devices that are gone, and what is half made or not ours.
 func (f *Filter) scanPins() error {
 	pins, err := os.ReadDir(f.linksDir())
-	if err != nil {
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
 	for _, pin := range pins {
@@ -300,9 +300,9 @@ func (f *Filter) ensure(id hookID, w Want) error {
 		return err
 	}
 	_ = os.Remove(f.pin(id)) // of a device that had this number before
-	if err := l.Pin(f.pin(id)); err != nil {
+	if err := f.keepPinned(id, l); err != nil {
 		_ = l.Close()
-		return fmt.Errorf("pin the link of ifindex %d: %w", id.ifindex, err)
+		return err
 	}
 	f.links[id] = l
 	return nil
@@ -375,14 +375,14 @@ func (f *Filter) refresh(id hookID, l link.Link, program *ebpf.Program) error {
 	return f.keepPinned(id, l)
 }
 
-// keepPinned gives a link its pin back, if somebody has removed it.
+// keepPinned gives a link its pin, unless it has it. Somebody may have removed the whole directory.
 func (f *Filter) keepPinned(id hookID, l link.Link) error {
 	if _, err := os.Lstat(f.pin(id)); !errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
-	_ = l.Unpin() // the library believes that it is pinned
-	if err := l.Pin(f.pin(id)); err != nil {
-		return fmt.Errorf("pin the link %s: %w", filepath.Base(f.pin(id)), err)
+	_ = l.Unpin() // the library may believe that it is pinned
+	if err := errors.Join(os.MkdirAll(f.linksDir(), 0o700), l.Pin(f.pin(id))); err != nil {
+		return fmt.Errorf("pin the link %d-%s: %w", id.ifindex, id.hook, err)
 	}
 	return nil
 }
@@ -480,7 +480,7 @@ func (f *Filter) Sweep() error {
 		}
 	}
 	f.maps.free(time.Now())
-	return errors.Join(append(errs, f.sweepPrograms(), f.maps.states.sweep(), f.repin())...)
+	return errors.Join(append(errs, f.sweepPrograms(), f.maps.states.sweep(), f.repin(), f.relock())...)
 }
 
 // exists reports whether there is such a device; when the kernel does not say, there is.

@@ -48,10 +48,9 @@ func (f *Filter) CloseResolver(path string, ifindex int, udp, tcp bool) error {
 	case !udp && !tcp && l == nil:
 		return nil
 	case !udp && !tcp:
-		delete(f.links, id)
-		return errors.Join(l.Detach(), os.Remove(f.pin(id)), l.Close())
+		return f.unhookOne(id)
 	case l != nil && f.resolvers[id.ifindex] == want:
-		return nil
+		return f.keepPinned(id, l)
 	}
 	if err := f.closeResolver(ns, id, l, want); err != nil {
 		return fmt.Errorf("close the resolver of %s: %w", path, err)
@@ -67,7 +66,7 @@ func (f *Filter) closeResolver(ns *os.File, id hookID, l link.Link, want resolve
 	}
 	defer program.Close()
 	if l != nil {
-		return l.Update(program)
+		return errors.Join(l.Update(program), f.keepPinned(id, l))
 	}
 	err = inNamespace(ns, func() error {
 		l, err = link.AttachXDP(link.XDPOptions{Program: program, Interface: loopback, Flags: link.XDPGenericMode})
@@ -76,7 +75,7 @@ func (f *Filter) closeResolver(ns *os.File, id hookID, l link.Link, want resolve
 	if err != nil {
 		return err
 	}
-	if err := l.Pin(f.pin(id)); err != nil {
+	if err := f.keepPinned(id, l); err != nil {
 		return errors.Join(err, l.Close())
 	}
 	f.links[id] = l

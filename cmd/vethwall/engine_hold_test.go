@@ -242,12 +242,16 @@ func TestCrashLoop(t *testing.T) {
 func TestAgentStopped(t *testing.T) {
 	t.Parallel()
 	r := newHoldRig(t)
-	send := func(name string) *enginetest.Container {
-		return r.v.Create(r.image, name, labelled(r.network, "xdp.egress.drop=udp"), "udp-send", "-n", "1000000", "-every", "50ms", r.to, name)
+	// A network of 256 addresses is too small for all.
+	networks := []string{r.network, r.v.Network("two", "--subnet", "198.51.100.0/24")}
+	r.v.Run("network", "connect", networks[1], r.sink.ID)
+	send := func(name, network string) *enginetest.Container {
+		to := net.JoinHostPort(r.sink.Addr(network, 4).String(), "53")
+		return r.v.Create(r.image, name, labelled(network, "xdp.egress.drop=udp"), "udp-send", "-n", "1000000", "-every", "50ms", to, name)
 	}
 	var all []*enginetest.Container
 	for i := range times(8, 300) {
-		all = append(all, send("stopped-"+strconv.Itoa(i)))
+		all = append(all, send("stopped-"+strconv.Itoa(i), networks[i%2]))
 	}
 	r.v.SignalAgent(syscall.SIGSTOP)
 	stopped := time.Now()
@@ -298,7 +302,7 @@ func TestAgentStopped(t *testing.T) {
 		}
 	}
 	// From here on it holds again.
-	after := send("after")
+	after := send("after", r.network)
 	r.v.Run("start", after.ID)
 	if s := awaitFilter(t, r.v, after.Name, 1); s.State != agent.Enforced || r.arrived(t)["after"] > 0 {
 		t.Errorf("%d packets got through: %+v", r.arrived(t)["after"], s)

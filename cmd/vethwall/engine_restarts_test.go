@@ -18,7 +18,7 @@ import (
 )
 
 // TestEngineEndsWhileContainersComeAndGo has containers start and go all the time, which send from their first instruction
-// on what they may not, while the engine is stopped, killed and started. The agent sees what it left behind within 5 s of
+// on what they may not, while the engine is stopped, killed, started, and hangs. The agent sees what it left behind within 5 s of
 // its return. The sink is a socket of the host's, which outlives the engine.
 func TestEngineEndsWhileContainersComeAndGo(t *testing.T) {
 	t.Parallel()
@@ -42,16 +42,18 @@ func TestEngineEndsWhileContainersComeAndGo(t *testing.T) {
 			traffic.Go(func() { comeAndGo(v, image, blocked, to, stop) })
 			defer traffic.Wait()
 			defer close(stop)
-			for i := range times(2, 30) {
+			for i := range times(3, 40) {
 				before := sink.count("free")
-				switch i % 3 {
+				switch i % 4 {
 				case 0:
 					v.Engine.Kill()
-					time.Sleep(time.Duration(i%4) * 300 * time.Millisecond)
+					time.Sleep(time.Duration(i%3) * 300 * time.Millisecond)
 					v.Engine.Up()
 				case 1:
 					v.Engine.Restart()
 				case 2:
+					v.Engine.Hang(time.Duration(times(1, 35)) * time.Second) // in the end longer than the agent waits for an answer
+				case 3:
 					v.Engine.Down()
 					time.Sleep(time.Second)
 					v.Engine.Up()

@@ -262,6 +262,19 @@ func (e *Engine) awaitContainerd() {
 	_ = os.Remove(pidfile)
 }
 
+// Hang keeps the engine from answering for a while.
+func (e *Engine) Hang(d time.Duration) {
+	e.t.Helper()
+	for _, sig := range []syscall.Signal{syscall.SIGSTOP, syscall.SIGCONT} {
+		if err := syscall.Kill(e.process.pid, sig); err != nil {
+			e.t.Fatal(err)
+		}
+		if sig == syscall.SIGSTOP {
+			time.Sleep(d)
+		}
+	}
+}
+
 // Restart is Down and Up.
 func (e *Engine) Restart() {
 	e.t.Helper()

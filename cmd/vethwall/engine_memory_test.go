@@ -26,8 +26,8 @@ func TestOutOfMemory(t *testing.T) {
 	c := v.Start(image, "denied", labelled(network, stateful), steadily(addrA4+":53", "denied")...)
 	before := linkIDs(awaitFilter(t, v, c.Name, 1))
 	enough := v.Bin
-	for i := range times(2, 20) {
-		mb := 4 + i*times(10, 1)
+	for i := range times(1, 20) {
+		mb := times(14, 4) + 2*i
 		v.EndAgent(syscall.SIGKILL)
 		v.Bin = limited(t, enough, mb<<20)
 		v.SpawnAgent()

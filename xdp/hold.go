@@ -192,7 +192,11 @@ func (h *Hold) Refresh() (lapsed bool, err error) {
 		}
 	}
 	h.last = time.Now()
-	return lapsed, h.mend(h.rules.refresh(fresh...))
+	var errs []error
+	for _, ifindex := range fresh {
+		errs = append(errs, h.filter.endHold(ifindex)) // what Prepare has attached
+	}
+	return lapsed, errors.Join(append(errs, h.mend(h.rules.refresh(fresh...)))...)
 }
 
 // Mend installs the rules again if somebody has removed them.

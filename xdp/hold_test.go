@@ -338,6 +338,7 @@ func TestHoldIsTakenOver(t *testing.T) {
 
 	third := n.plug("veth0000003", 0)
 	n.want(third, false, "new")
+	must(t, h.Prepare(third.Index))
 	lapsed()
 	h.last = time.Now().Add(-deadMan)
 	if was, err := h.Refresh(); !was || err != nil {

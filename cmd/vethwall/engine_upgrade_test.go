@@ -44,11 +44,13 @@ func TestUpgrade(t *testing.T) {
 	for i := range times(3, 100) {
 		v.EndAgent([]syscall.Signal{syscall.SIGTERM, syscall.SIGKILL}[i%2])
 		v.Bin = versions[(i+1)%2]
-		if i%2 == 1 {
+		if i%2 == 1 { // back, killed on the way
 			v.SpawnAgent()
 			time.Sleep(time.Duration(rand.IntN(400)) * time.Millisecond)
 			v.EndAgent(syscall.SIGKILL)
-			v.Bin = versions[rand.IntN(2)]
+		}
+		if i%4 == 3 { // and away again
+			v.Bin = versions[1]
 		}
 		v.StartAgent()
 		for i, c := range all {

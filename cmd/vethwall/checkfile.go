@@ -175,7 +175,7 @@ func overrides(path string) (out []string) {
 // judgeService makes of a service's labels what an agent without a configuration makes of them.
 func judgeService(s compose.Service, programs string) judgement {
 	labels, image := compose.Map(s.Labels), compose.Map(s.Image)
-	c := docker.Container{Labels: maps.Clone(image), ImageLabels: image, ImageKnown: true, Privileged: s.Privileged, CapAdd: s.CapAdd}
+	c := docker.Container{Labels: maps.Clone(image), ImageLabels: image, ImageKnown: true, Privileged: s.Privileged, CapAdd: s.CapAdd, Published: s.Published}
 	maps.Copy(c.Labels, labels)
 	// network_mode: service:web is what Docker is told as container:ID.
 	c.NetworkMode = strings.Replace(s.NetworkMode, "service:", "container:", 1)

@@ -27,6 +27,7 @@ type Service struct {
 	NetworkMode string // "" where the file does not say
 	Privileged  bool
 	CapAdd      []string // as docker.Container has them
+	Published   bool     // a port is published; expose publishes none
 	// Unread are the mistakes because of which it is not known what labels there are.
 	Unread []*yamltree.Error
 }
@@ -120,6 +121,8 @@ func (r *reader) service(p yamltree.Pair) Service {
 			r.fail(f.Key.Wrong(f.Key.Text+", which is not read here", "", resolve))
 		case "network_mode":
 			s.NetworkMode = r.text(f.Value)
+		case "ports": // short or long, each publishes one: on a port of Docker's choice if it names none
+			s.Published = len(f.Value.Items) > 0
 		case "privileged":
 			s.Privileged = r.text(f.Value) == "true"
 		case "cap_add":

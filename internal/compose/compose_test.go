@@ -35,11 +35,13 @@ services:
     cap_add: [cap_net_admin, NET_RAW]
     privileged: true
     network_mode: host
+    ports: ["8080:80"]
   db:
     labels: ["xdp.drop=${PORT}/tcp", plain, "a=b=c", "cost=5$$"]
     build: {context: ., labels: {xdp.drop.image: udp}}
     deploy: {labels: {xdp.drop: udp}}
-  plain: {build: .}
+    ports: [{target: 5432}]
+  plain: {build: ., expose: ["80"], ports: []}
 `)
 	if err != nil || len(services) != 3 {
 		t.Fatalf("%+v, %v", services, err)
@@ -58,6 +60,9 @@ services:
 	}
 	if got := Map(db.Labels); !maps.Equal(got, map[string]string{"xdp.drop": "5432/tcp", "plain": "", "a": "b=c", "cost": "5$"}) {
 		t.Errorf("%v", got)
+	}
+	if !web.Published || !db.Published || services[2].Published {
+		t.Errorf("published: %t, %t, %t", web.Published, db.Published, services[2].Published)
 	}
 	if len(db.Image) != 1 || len(db.Deploy) != 1 || db.Image[0].Key != "xdp.drop.image" {
 		t.Errorf("%+v", db)

@@ -44,7 +44,8 @@ func TestCheckConfig(t *testing.T) {
 		found string
 	}{
 		{"", good, "labels alone decide"},
-		{"# nothing\n", good, "no floor, policies: 0"},
+		{"{}\n", good, "no floor, policies: 0"},
+		{"# nothing\n", fail, ":1:1: a file without content"},
 		{"floor: {xdp.drop: udp}\npolicies: [{pick: {name: a}, labels: {xdp.drop: udp}}]\n", good, "a floor, policies: 1"},
 		{"floor: {xdp.drop: 443}\nhook: x\n", fail, ":1:19: a bare port"},
 	} {

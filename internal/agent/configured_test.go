@@ -10,8 +10,12 @@ import (
 	"github.com/vethwall/vethwall/policy"
 )
 
+// parseConfig is a configuration, or with "" that of an agent without a file.
 func parseConfig(t *testing.T, yaml string) config.Config {
 	t.Helper()
+	if yaml == "" {
+		return config.Config{}
+	}
 	conf, err := config.Parse("config.yaml", []byte(yaml))
 	if err != nil {
 		t.Fatal(err)

@@ -62,7 +62,7 @@ policies:
 	if got := c.Policies[0].String(); got != "the one in line 8, for {name: web-*, image: nginx, label: tier=front, project: shop, service: web}" {
 		t.Error(got)
 	}
-	for _, empty := range []string{"", "# nothing\n", "---\n"} {
+	for _, empty := range []string{"{}", "# nothing\n{}\n"} {
 		if c, err := Parse("f", []byte(empty)); err != nil || cmp.Diff(Config{}, c) != "" {
 			t.Errorf("%q: %+v, %v", empty, c, err)
 		}
@@ -72,6 +72,11 @@ policies:
 func TestMistakes(t *testing.T) {
 	const policies = "policies:\n  - "
 	for _, tc := range []struct{ yaml, want string }{
+		{"", "f:1:1: a file without content, expected a mapping; write {} if nothing is meant"},
+		{" \n\n", "f:1:1: a file without content, expected a mapping; write {} if nothing is meant"},
+		{"# floor: {xdp.drop: udp}\n", "f:1:1: a file without content, expected a mapping; write {} if nothing is meant"},
+		{"---\n", "f:1:1: a file without content, expected a mapping; write {} if nothing is meant"},
+		{"---\nnull\n", "f:2:1: a file without content, expected a mapping; write {} if nothing is meant"},
 		{"flor: {}\n", "f:1:1: an unknown key, expected dns, host_addresses, hook, conversations, floor, policies; write floor"},
 		{"policy: []\n", "f:1:1: an unknown key, expected dns, host_addresses, hook, conversations, floor, policies; write policies"},
 		{"xdp.drop: udp\n", "f:1:1: an unknown key, expected dns, host_addresses, hook, conversations, floor, policies; labels stand under floor, or under labels of a policy"},
@@ -199,7 +204,7 @@ func TestRead(t *testing.T) {
 	}
 	_ = os.Remove(path)
 	write("")
-	if _, err := Read(path); err == nil || !strings.Contains(err.Error(), "is empty") {
+	if _, err := Read(path); err == nil || !strings.Contains(err.Error(), "without content") {
 		t.Errorf("an empty one: %v", err)
 	}
 	write(strings.Repeat("# long\n", maxSize/7+1))

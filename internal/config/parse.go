@@ -27,16 +27,18 @@ func Parse(name string, text []byte) (Config, error) {
 func FromTree(root *yamltree.Node) (Config, error) {
 	var c Config
 	var in decoder
-	if root.Kind != yamltree.Null {
-		in.fields(root, []field{
-			{"dns", func(n *yamltree.Node) { c.DNS = in.addresses(n) }},
-			{"host_addresses", func(n *yamltree.Node) { c.HostAddresses = in.addresses(n) }},
-			{"hook", func(n *yamltree.Node) { c.Hook = in.hook(n) }},
-			{"conversations", func(n *yamltree.Node) { c.Conversations = in.conversations(n) }},
-			{"floor", func(n *yamltree.Node) { c.Floor = in.labels(n) }},
-			{"policies", func(n *yamltree.Node) { c.Policies = in.policies(n) }},
-		})
+	if root.Kind == yamltree.Null { // half a file, or one that was emptied to be written: nobody meant to let everything go
+		in.fail(root.Wrong("a file without content", "a mapping", "write {} if nothing is meant"))
+		return Config{}, yamltree.Join(in.errs)
 	}
+	in.fields(root, []field{
+		{"dns", func(n *yamltree.Node) { c.DNS = in.addresses(n) }},
+		{"host_addresses", func(n *yamltree.Node) { c.HostAddresses = in.addresses(n) }},
+		{"hook", func(n *yamltree.Node) { c.Hook = in.hook(n) }},
+		{"conversations", func(n *yamltree.Node) { c.Conversations = in.conversations(n) }},
+		{"floor", func(n *yamltree.Node) { c.Floor = in.labels(n) }},
+		{"policies", func(n *yamltree.Node) { c.Policies = in.policies(n) }},
+	})
 	if err := yamltree.Join(in.errs); err != nil {
 		return Config{}, err
 	}

@@ -48,8 +48,5 @@ func Load(path string) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read %s: %w", path, err)
 	}
-	if len(text) == 0 { // who writes a file empties it first
-		return nil, fmt.Errorf("%s is empty; a configuration that says nothing is {}", path)
-	}
 	return text, nil
 }

@@ -115,6 +115,10 @@ f:2:24: an unknown key, expected name, image, label, project, service; write lab
 f:2:45: an empty value, expected something, or no such key
 f:2:58: a list, expected a single value
 f:2:73: no boolean, expected true or false`},
+		{policies + "{pick: {name: /web}, labels: {xdp.drop: udp}}\n", "f:2:19: a slash, which no name has, expected the name as docker ps has it; write web"},
+		{policies + "{pick: {name: \"/web*\"}, labels: {xdp.drop: udp}}\n", "f:2:20: a slash, which no name has, expected the name as docker ps has it; write web*"},
+		{policies + "{pick: {name: shop/web, image: a/b}, labels: {xdp.drop: udp}}\n", "f:2:23: a slash, which no name has, expected the name as docker ps has it"},
+		{policies + "{pick: {name: /}, labels: {xdp.drop: udp}}\n", "f:2:19: a slash, which no name has, expected the name as docker ps has it"},
 		{policies + "{pick: {label: =b}, labels: {xdp.drop: udp}}\n", "f:2:20: a label without a key, expected KEY or KEY=VALUE"},
 		{policies + "{pick: {name: a}, labels: {xdp.drop: udp}}\n  - {pick: {name: a}, labels: {xdp.drop: tcp}}\n",
 			"f:3:13: the pick of line 2, expected one policy for a container; put the labels together, or pick others"},

@@ -201,6 +201,13 @@ func (in *decoder) pick(n *yamltree.Node) (p Pick) {
 		}})
 	}
 	in.fields(n, known)
+	if at := strings.IndexByte(p.Name, '/'); at >= 0 {
+		hint := "" // docker inspect has a slash before the name
+		if bare := p.Name[at+1:]; at == 0 && bare != "" && !strings.Contains(bare, "/") {
+			hint = "write " + bare
+		}
+		in.fail(n.Get("name").WrongAt(at, "a slash, which no name has", "the name as docker ps has it", hint))
+	}
 	if key, _, _ := strings.Cut(p.Label, "="); p.Label != "" && key == "" {
 		in.fail(n.Get("label").Wrong("a label without a key", "KEY or KEY=VALUE", ""))
 	}

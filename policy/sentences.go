@@ -106,7 +106,7 @@ func (p Policy) clauses(dir Direction) string {
 	}
 	var limits []string
 	for _, r := range p.Rules {
-		if r.Verb == Limit && r.In[dir] {
+		if r.Verb == Limit && r.In[dir] && r.Match.meets(dir) {
 			limits = append(limits, r.Match.phrase(dir)+" is held to "+r.Rate.String())
 		}
 	}
@@ -123,7 +123,7 @@ func (p Policy) phrases(v Verb, dir Direction) []string {
 	var out []string
 	seen := map[string]bool{}
 	for _, r := range p.Rules {
-		if r.Verb != v || !r.In[dir] || dir == Ingress && r.Match.What.Kind == DNS {
+		if r.Verb != v || !r.In[dir] || !r.Match.meets(dir) {
 			continue
 		}
 		if phrase := r.Match.phrase(dir); !seen[phrase] {
@@ -132,6 +132,13 @@ func (p Policy) phrases(v Verb, dir Direction) []string {
 		}
 	}
 	return out
+}
+
+// meets reports whether m matches anything that is sent in that direction: the container does not receive name resolution
+// by its resolvers, nor anything that comes from where only is sent to.
+func (m Match) meets(dir Direction) bool {
+	_, destinations := m.Peers.destinations()
+	return dir == Egress || m.What.Kind != DNS && !destinations
 }
 
 // phrase is m as a noun in the singular.

@@ -1,6 +1,10 @@
 package policy
 
-import "slices"
+import (
+	"slices"
+
+	"go4.org/netipx"
+)
 
 // Warnings are what is legal but seldom meant, as far as the policy alone shows it: one sentence each,
 // in a fixed order.
@@ -18,7 +22,35 @@ func Warnings(p Policy) []string {
 	if p.dropsProxies() {
 		out = append(out, "dropping private on ingress also cuts off a reverse proxy on the container's networks: write xdp.egress.drop=private, or xdp.ingress.except=neighbors")
 	}
+	if key := p.destinationsOf(Ingress); key != "" {
+		out = append(out, "a rule of "+key+" names destinations, multicast or broadcast addresses, but the peer of what the container receives is its sender: that matches nothing that anybody sends; name the senders, or protocol and ports, such as 5353/udp")
+	}
 	return out
+}
+
+// destinationsOf is the key of a rule for that direction alone whose peers are destinations, some of them at least, "" without
+// one. A rule for both means the other direction.
+func (p Policy) destinationsOf(d Direction) string {
+	for _, r := range p.Rules {
+		if some, _ := r.Match.Peers.destinations(); some && r.In[d] && !r.In[1-d] {
+			return r.Key()
+		}
+	}
+	return ""
+}
+
+// destinations reports whether some of p, and whether all of it, are multicast or broadcast addresses: nobody sends from
+// them, so as the peer of what is received they are none.
+func (p Peers) destinations() (some, all bool) {
+	all = !p.Any()
+	for _, g := range p.Groups {
+		some, all = some || g == Multicast, all && g == Multicast
+	}
+	for _, r := range p.Ranges {
+		is := slices.ContainsFunc(Multicast.FixedRanges(), func(m netipx.IPRange) bool { return m.Contains(r.From()) && m.Contains(r.To()) })
+		some, all = some || is, all && is
+	}
+	return some, all
 }
 
 // resolves reports whether an egress allow rule lets a query to some name server pass.

@@ -48,11 +48,7 @@ func replay(text string) string {
 			if strings.HasPrefix(line, "#") || line == "" {
 				continue
 			}
-			label := line
-			if unquoted, err := strconv.Unquote(line); err == nil && line[0] == '"' {
-				label = unquoted
-			}
-			key, value, _ := strings.Cut(label, "=")
+			key, value := goldenLabel(line)
 			labels[key] = value
 		}
 		if len(labels) > 0 {
@@ -61,6 +57,15 @@ func replay(text string) string {
 		out = append(out, kept.String())
 	}
 	return strings.Join(out, "\n")
+}
+
+// goldenLabel is what a line of a golden says, KEY=VALUE or that quoted.
+func goldenLabel(line string) (key, value string) {
+	if unquoted, err := strconv.Unquote(line); err == nil && line[0] == '"' {
+		line = unquoted
+	}
+	key, value, _ = strings.Cut(line, "=")
+	return key, value
 }
 
 func checkGolden(t *testing.T, path, old, now string) {

@@ -85,7 +85,7 @@ const (
 var slips = []slip{
 	{pattern: re(`\$\{?[A-Za-z_]`), advice: "a $${VARIABLE} was not filled in"},
 	{pattern: quotes, to: "", problem: "quotes that stayed in the value", expected: "none"},
-	{pattern: re(`^!\s*(.+)$`), advice: "what is exempt stands under xdp.except: write $1 there"},
+	{pattern: re(`!`), advice: noNegation},
 	{pattern: re(`\s*[;|]\s*|\s+`), to: ","},
 	{pattern: re(`\s+`), to: ""},
 	{pattern: re(`^(?:(tcp|udp|sctp)://)?(\d+\.\d+\.\d+\.\d+(?:/\d+)?):(` + rePorts + `)(?:/(tcp|udp|sctp))?$`), rewrite: addressPort, problem: "an address with a port", expected: "PORT/tcp@ADDRESS"},
@@ -131,7 +131,10 @@ const maxSlip = 256
 // sharpen the fault's problem. It is ("", "") when it knows nothing.
 func suggest(f *fault, text string) (write, advice string) {
 	if f.fix != "" {
-		return splice(f, text), ""
+		if write = splice(f, text); write == "" {
+			advice = "write " + f.fix + " there" // more is wrong
+		}
+		return write, advice
 	}
 	if len(text) > maxSlip {
 		return "", ""
@@ -139,12 +142,12 @@ func suggest(f *fault, text string) (write, advice string) {
 	return correct(f, text, 3)
 }
 
-// splice puts the fix into its place where that gives a match; else the fix is shown alone.
+// splice puts the fix into its place, "" where that gives no match.
 func splice(f *fault, text string) string {
 	if whole := text[:f.off] + f.fix + text[f.off+f.n:]; len(whole) <= maxSlip && isList(whole) {
 		return whole
 	}
-	return f.fix
+	return ""
 }
 
 // correct goes through the slips. A slip that leaves another one is followed depth times.
@@ -344,23 +347,28 @@ func hintElement(f *fault, r Rule, value string, off int, text string) {
 	switch {
 	case f.hint != "":
 	case text == "":
-		f.hint = withoutEmpty(value)
+		f.hint = withoutEmpty(r, value)
 	case quotes.MatchString(text):
 		f.hint = unquoted(f, r, value)
 	case r.Verb == Limit:
-		hintLimit(f, text)
+		hintLimit(f, r, text)
+	case strings.Contains(text, "!"):
+		f.hint = negated(r, text)
 	default:
 		if f.hint = portList(f, value, off); f.hint == "" {
 			hintMatch(f, text)
+		}
+		if write, _ := strings.CutPrefix(f.hint, "write "); !r.In[Egress] && slices.Contains(strings.Split(write, ","), "dns") {
+			f.hint = "write dns under xdp.egress." + r.Verb.String()
 		}
 	}
 }
 
 // hintLimit is hintElement for MATCH=RATE.
-func hintLimit(f *fault, text string) {
+func hintLimit(f *fault, r Rule, text string) {
 	eq := strings.LastIndexByte(text, '=')
 	if eq < 0 {
-		if isList(text) {
+		if r.reads(text + "=1000pps") {
 			f.hint = "write " + text + "=1000pps, with the rate that you want"
 		}
 		return
@@ -376,12 +384,13 @@ func hintLimit(f *fault, text string) {
 	}
 	left, _ := trim(text[:eq])
 	write, advice := suggest(f, left)
+	with := func(rate string) string { return strings.ReplaceAll(write, ",", "="+rate+",") + "=" + rate }
 	switch {
 	case write == "":
 		f.hint = advice
-	case isList(write):
-		f.hint = "write " + strings.ReplaceAll(write, ",", "="+rate+",") + "=" + rate
-	default:
+	case r.reads(with(rate)):
+		f.hint = "write " + with(rate)
+	case !isList(write) || r.reads(with("1pps")):
 		f.hint = "write " + write + " before the ="
 	}
 }
@@ -395,10 +404,10 @@ func unquoted(f *fault, r Rule, value string) string {
 		return ""
 	}
 	bare := quotes.ReplaceAllString(value, "")
-	for _, element := range split(bare, ',') {
-		text, _ := trim(element)
+	for off, element := range split(bare, ',') {
+		text, lead := trim(element)
 		if inner := r.parse(text); inner != nil {
-			hintMatch(inner, text)
+			hintElement(inner, r, bare, off+lead, text)
 			return inner.hint
 		}
 	}
@@ -406,14 +415,14 @@ func unquoted(f *fault, r Rule, value string) string {
 }
 
 // withoutEmpty is the hint for a list with an empty element.
-func withoutEmpty(value string) string {
+func withoutEmpty(r Rule, value string) string {
 	var kept []string
 	for _, element := range split(value, ',') {
 		if text, _ := trim(element); text != "" {
 			kept = append(kept, text)
 		}
 	}
-	if list := strings.Join(kept, ","); len(kept) > 0 && len(list) <= maxSlip {
+	if list := strings.Join(kept, ","); len(kept) > 0 && len(list) <= maxSlip && r.reads(list) {
 		return "write " + list + ", or is a ${VARIABLE} unset?"
 	}
 	return "is a ${VARIABLE} unset?"
@@ -458,7 +467,10 @@ func correctRate(s string) string {
 	if !ok {
 		return ""
 	}
-	if g[2] == "" {
+	switch {
+	case g[2] == "" && n == 0:
+		return ""
+	case g[2] == "":
 		return g[1] + "pps, or with kpps, kbit, mbit or gbit"
 	}
 	meant, ok := rateSlips[g[2]]

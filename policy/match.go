@@ -86,7 +86,7 @@ func parseMatch(s string) (Match, *fault) {
 	}
 	if w.Kind == DNS || w.Kind == Metadata {
 		return Match{}, &fault{off: len(left), n: len(s) - len(left),
-			problem: left + " brings its own addresses and ports along", expected: left + " alone", hint: "write " + left}
+			problem: left + " brings its own addresses and ports along", expected: left + " alone", hint: "leave " + s[len(left):] + " out"}
 	}
 	p, f := parsePeers(right)
 	return Match{What: w, Peers: p}, f.at(len(left) + 1)

@@ -234,11 +234,7 @@ func rules(v Verb) func(*parser, key, string) *fault {
 		for off, element := range split(value, ',') {
 			text, lead := trim(element)
 			r := Rule{Verb: v, In: k.in, Name: k.name}
-			f := r.parse(text)
-			if f == nil && r.Match.What.Kind == DNS && !k.in[Egress] {
-				f = &fault{n: len("dns"), problem: "dns is what the container asks", expected: "an egress key for it", hint: "write it under xdp.egress." + k.word}
-			}
-			if f != nil {
+			if f := r.parse(text); f != nil {
 				hintElement(f, r, value, off, text)
 				return f.at(off + lead)
 			}
@@ -251,20 +247,38 @@ func rules(v Verb) func(*parser, key, string) *fault {
 // parse fills in the match, and the rate of a limit.
 func (r *Rule) parse(s string) (f *fault) {
 	if r.Verb != Limit || s == "" {
-		r.Match, f = parseMatch(s)
-		return f
+		return r.parseMatch(s)
 	}
 	eq := strings.LastIndexByte(s, '=')
 	if eq < 0 {
 		return &fault{off: len(s), problem: "a limit without a rate", expected: "MATCH=RATE, such as udp=1000pps"}
 	}
 	left, _ := trim(s[:eq])
-	if r.Match, f = parseMatch(left); f != nil {
+	if f := r.parseMatch(left); f != nil {
 		return f
 	}
 	rate, lead := trim(s[eq+1:])
 	r.Rate, f = parseRate(rate)
 	return f.at(eq + 1 + lead)
+}
+
+// parseMatch fills in the match. dns is one of egress only.
+func (r *Rule) parseMatch(s string) (f *fault) {
+	if what, _, _ := strings.Cut(s, "@"); what == "dns" && !r.In[Egress] {
+		return &fault{n: len("dns"), problem: "dns is what the container asks", expected: "an egress key for it", hint: "write it under xdp.egress." + r.Verb.String()}
+	}
+	r.Match, f = parseMatch(s)
+	return f
+}
+
+// reads reports whether s is a list that can stand under a key such as that of r.
+func (r Rule) reads(s string) bool {
+	for _, element := range split(s, ',') {
+		if text, _ := trim(element); r.parse(text) != nil {
+			return false
+		}
+	}
+	return true
 }
 
 // maxRate bounds rates: far beyond any veth, and far from overflow.
@@ -340,6 +354,9 @@ func setAntispoof(in *parser, _ key, value string) *fault {
 		r, f := parseRange(text)
 		if f != nil {
 			f.expected = "true, false, or a list of addresses and CIDRs"
+			if _, again := parseRange(f.fix); again != nil {
+				f.fix = "" // ipv4 in the place of 0.0.0.0 is no address of the container's own
+			}
 			return f.at(off + lead)
 		}
 		in.policy.Own = append(in.policy.Own, r)
@@ -353,7 +370,7 @@ func setProgram(in *parser, _ key, value string) *fault {
 	name, section, hasSection := strings.Cut(value, ":")
 	const want = "the name of a file in the program directory"
 	if f := badText(name, "-_.", want); f != nil {
-		if i := strings.LastIndexByte(name, '/'); i >= 0 && badText(name[i+1:], "-_.", want) == nil {
+		if i := strings.LastIndexByte(name, '/'); i >= 0 && setProgram(new(parser), key{}, value[i+1:]) == nil {
 			f.hint = "write " + value[i+1:] + ": a name, never a path"
 		}
 		return f

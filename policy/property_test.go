@@ -201,7 +201,7 @@ func TestRoundTrip(t *testing.T) {
 }
 
 // FuzzParse: never a panic, never a policy beside an error, errors in one line of printable ASCII,
-// and what parses parses again.
+// no hint that is wrong itself, and what parses parses again.
 func FuzzParse(f *testing.F) {
 	for _, seed := range [][2]string{
 		{"xdp.drop", "udp,443/tcp@192.0.2.0/24+internet,icmp/8"}, {"xdp.limit", "udp=1000pps"},
@@ -222,6 +222,7 @@ func FuzzParse(f *testing.F) {
 					t.Fatalf("%q", line)
 				}
 			}
+			holdHints(t, err)
 			return
 		}
 		if asks {

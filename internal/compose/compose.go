@@ -78,7 +78,7 @@ const resolve = "let Compose put it together: docker compose config | vethwall c
 
 // Read reads a file for which Is holds. getenv gives the variables of the environment, "" for one that is not set.
 func Read(root *yamltree.Node, getenv func(string) string) ([]Service, error) {
-	var errs []*yamltree.Error
+	errs := strays(root)
 	for _, p := range root.Pairs {
 		if p.Key.Text == "include" {
 			errs = append(errs, p.Key.Wrong("include, which is not read here", "", resolve))
@@ -96,6 +96,24 @@ func Read(root *yamltree.Node, getenv func(string) string) ([]Service, error) {
 	return out, yamltree.Join(errs)
 }
 
+// strays are keys of n that Compose does not have and by which labels were meant. Its extensions, x-, are nobody's business.
+func strays(n *yamltree.Node) (out []*yamltree.Error) {
+	for _, p := range n.Pairs {
+		_, ours, _ := policy.Parse(map[string]string{p.Key.Text: p.Value.Text})
+		lower, hint := strings.ToLower(p.Key.Text), ""
+		switch {
+		case slices.Contains([]string{"label", "labels", "lable", "lables"}, lower) && p.Key.Text != "labels":
+			hint = "write labels"
+		case (ours || strings.HasPrefix(lower, "xdp.")) && !strings.HasPrefix(lower, "x-"):
+			hint = "write it under labels of a service"
+		}
+		if hint != "" {
+			out = append(out, p.Key.Wrong("a key that Compose does not have", "", hint))
+		}
+	}
+	return out
+}
+
 // reader reads one service, and gathers mistakes.
 type reader struct {
 	getenv func(string) string
@@ -109,11 +127,13 @@ func (r *reader) service(p yamltree.Pair) Service {
 	if p.Value.Kind != yamltree.Map {
 		r.fail(p.Value.Wrong(p.Value.Kind.String(), "a mapping", ""))
 	}
+	r.unread = append(r.unread, strays(p.Value)...)
 	for _, f := range p.Value.Pairs {
 		switch f.Key.Text {
 		case "labels":
 			s.Labels = r.labels(f.Value)
 		case "build":
+			r.unread = append(r.unread, strays(f.Value)...)
 			s.Image = r.labels(f.Value.Get("labels"))
 		case "deploy":
 			s.Deploy = r.labels(f.Value.Get("labels"))

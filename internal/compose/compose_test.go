@@ -71,16 +71,25 @@ services:
 
 func TestUnread(t *testing.T) {
 	for yaml, want := range map[string]string{
-		"services: {a: {extends: {service: b}}}":          "f:1:16: extends, which is not read here; " + resolve,
-		"services: {a: {label_file: x}}":                  "f:1:16: label_file, which is not read here; " + resolve,
-		"services:\n  a:\n    labels: [\"a=$NO\"]":        "f:3:14: a variable that is not set here: NO; set it, or " + resolve,
-		"services: {a: {labels: {xdp.drop: '${NO}'}}}":    "f:1:35: a variable that is not set here: NO; set it, or " + resolve,
-		"services: {a: {labels: {xdp.drop: [a]}}}":        "f:1:35: a list, expected a single value",
-		"services: {a: {labels: b}}":                      "f:1:24: a single value, expected a mapping, or a list of KEY=VALUE",
-		"services: {a: b}":                                "f:1:15: a single value, expected a mapping",
-		"include: [b.yaml]\nservices: {a: {image: b}}":    "f:1:1: include, which is not read here; " + resolve,
-		"services: [a]":                                   "f:1:11: a list, expected a mapping of services",
-		"services: {a: {labels: {xdp.drop: '${NO:-1}'}}}": "",
+		"services: {a: {extends: {service: b}}}":            "f:1:16: extends, which is not read here; " + resolve,
+		"services: {a: {label_file: x}}":                    "f:1:16: label_file, which is not read here; " + resolve,
+		"services:\n  a:\n    labels: [\"a=$NO\"]":          "f:3:14: a variable that is not set here: NO; set it, or " + resolve,
+		"services: {a: {labels: {xdp.drop: '${NO}'}}}":      "f:1:35: a variable that is not set here: NO; set it, or " + resolve,
+		"services: {a: {labels: {xdp.drop: [a]}}}":          "f:1:35: a list, expected a single value",
+		"services: {a: {labels: b}}":                        "f:1:24: a single value, expected a mapping, or a list of KEY=VALUE",
+		"services: {a: b}":                                  "f:1:15: a single value, expected a mapping",
+		"include: [b.yaml]\nservices: {a: {image: b}}":      "f:1:1: include, which is not read here; " + resolve,
+		"services: [a]":                                     "f:1:11: a list, expected a mapping of services",
+		"services: {a: {labels: {xdp.drop: '${NO:-1}'}}}":   "",
+		"services: {a: {label: {xdp.drop: udp}}}":           "f:1:16: a key that Compose does not have; write labels",
+		"services: {a: {Labels: [xdp.drop=udp]}}":           "f:1:16: a key that Compose does not have; write labels",
+		"services: {a: {build: {label: {xdp.drop: udp}}}}":  "f:1:24: a key that Compose does not have; write labels",
+		"services:\n  a:\n    labels:\n    xdp.drop: udp\n": "f:4:5: a key that Compose does not have; write it under labels of a service",
+		"services: {a: {xdp.enable: false}}":                "f:1:16: a key that Compose does not have; write it under labels of a service",
+		"services: {a: {xpd.drop: udp}}":                    "f:1:16: a key that Compose does not have; write it under labels of a service",
+		"services: {a: {xdp: {drop: udp}}}":                 "f:1:16: a key that Compose does not have; write it under labels of a service",
+		"xdp.drop: udp\nservices: {a: {image: b}}":          "f:1:1: a key that Compose does not have; write it under labels of a service",
+		"services: {a: {x-d.drop: udp, x-labels: {xdp.drop: udp}, expose: [80], labels: {label: a}, 80/tcp: a}}": "",
 	} {
 		services, err := read(t, yaml)
 		got := ""

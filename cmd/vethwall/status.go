@@ -79,6 +79,7 @@ func (s statusView) read(ctx context.Context) ([]agent.ContainerStatus, error) {
 	if err != nil {
 		return have, nil
 	}
+	agent.AddJoined(have, list)
 	return append(have, agent.Unseen(have, list)...), nil
 }
 

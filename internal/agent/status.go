@@ -200,6 +200,32 @@ func Find(all []ContainerStatus, name string) (ContainerStatus, bool) {
 // IsNothing reports whether err says that no agent has ever run.
 func IsNothing(err error) bool { return errors.Is(err, xdp.ErrNothing) }
 
+// AddJoined adds to what containers have those networks of a list that they have joined since their record was written, because
+// no agent runs or has come to it yet.
+func AddJoined(have []ContainerStatus, list []docker.Summary) {
+	for i := range have {
+		c := &have[i]
+		at := slices.IndexFunc(list, func(s docker.Summary) bool { return s.ID == c.ID })
+		if at < 0 || list[at].State != "running" && list[at].State != "paused" {
+			continue
+		}
+		named := func(network string) bool {
+			return slices.ContainsFunc(c.Interfaces, func(i InterfaceStatus) bool { return i.Network == network })
+		}
+		for _, e := range list[at].Networks {
+			// Some are named after their bridge: what counts is that there are too few.
+			if named(e.Network) || len(c.Interfaces) >= len(list[at].Networks) {
+				continue
+			}
+			c.Interfaces = append(c.Interfaces, InterfaceStatus{
+				Network: e.Network, State: Pending, Error: "NOT FILTERED: no agent has seen that the container joined network " + e.Network,
+				Hooks: []xdp.Hook{}, Drops: []Drop{},
+			})
+			c.State = Worst(c.State, Pending)
+		}
+	}
+}
+
 // Unseen are the running containers of a list that have no record: those that ask for a filter, which no agent
 // has seen yet, and those that ask for nothing.
 func Unseen(have []ContainerStatus, list []docker.Summary) []ContainerStatus {

@@ -124,3 +124,36 @@ func TestUnseen(t *testing.T) {
 		t.Errorf("%q, want %q", got, want)
 	}
 }
+
+// A network that was joined without an agent is not passed over in silence.
+func TestAddJoined(t *testing.T) {
+	bridge, lan := docker.Endpoint{Network: "bridge"}, docker.Endpoint{Network: "lan"}
+	at := func(network string) InterfaceStatus { return InterfaceStatus{Network: network, State: Enforced} }
+	for name, tc := range map[string]struct {
+		interfaces []InterfaceStatus
+		networks   []docker.Endpoint
+		state      string // of the container in the list
+		added      string
+	}{
+		"as recorded":             {[]InterfaceStatus{at("bridge")}, []docker.Endpoint{bridge}, "running", ""},
+		"joined":                  {[]InterfaceStatus{at("bridge")}, []docker.Endpoint{bridge, lan}, "running", "lan"},
+		"paused":                  {[]InterfaceStatus{at("bridge")}, []docker.Endpoint{bridge, lan}, "paused", "lan"},
+		"named after its bridge":  {[]InterfaceStatus{at("bridge"), at("mine0")}, []docker.Endpoint{bridge, lan}, "running", ""},
+		"left one, joined one":    {[]InterfaceStatus{at("bridge")}, []docker.Endpoint{lan}, "running", ""},
+		"has ended":               {[]InterfaceStatus{at("bridge")}, []docker.Endpoint{bridge, lan}, "exited", ""},
+		"the engine does not say": {[]InterfaceStatus{at("bridge")}, nil, "running", ""},
+	} {
+		have := []ContainerStatus{{ID: "1", State: Enforced, Interfaces: tc.interfaces}, {ID: "2", State: Enforced, Interfaces: []InterfaceStatus{at("lan")}}}
+		AddJoined(have, []docker.Summary{{ID: "1", State: tc.state, Networks: tc.networks}})
+		added := have[0].Interfaces[len(tc.interfaces):]
+		switch {
+		case tc.added == "" && (len(added) > 0 || have[0].State != Enforced):
+			t.Errorf("%s: %+v", name, have[0])
+		case tc.added != "" && (len(added) != 1 || added[0].Network != tc.added || added[0].State != Pending || have[0].State != Pending):
+			t.Errorf("%s: %+v", name, have[0])
+		}
+		if len(have[1].Interfaces) != 1 || have[1].State != Enforced {
+			t.Errorf("%s: the other has %+v", name, have[1])
+		}
+	}
+}

@@ -123,13 +123,14 @@ func readsAsMatch(key, value string) bool {
 	return value == "" || f == nil || strings.ContainsAny(text, "/@")
 }
 
-// distance counts the letters to change, add, leave out or swap with their neighbour to get from a
-// to b. Texts longer than 32 bytes are far from everything.
-func distance(a, b string) int {
+// distance counts the letters to change, add, leave out or swap with their neighbour to get from one
+// text to the other. Texts longer than 32 bytes are far from everything.
+func distance(from, to string) int {
 	const limit = 32
-	if len(a) > limit || len(b) > limit {
+	if len(from) > limit || len(to) > limit {
 		return limit
 	}
+	a, b := []rune(from), []rune(to)
 	var d [limit + 1][limit + 1]int
 	for i := 0; i <= len(a); i++ {
 		d[i][0] = i

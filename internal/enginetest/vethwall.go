@@ -247,6 +247,16 @@ func (v *Vethwall) SignalAgent(sig syscall.Signal) {
 	}
 }
 
+// AgentFiles is how many files the agent has open.
+func (v *Vethwall) AgentFiles() int {
+	v.t.Helper()
+	files, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", v.agent.pid))
+	if err != nil {
+		v.t.Fatal(err)
+	}
+	return len(files)
+}
+
 // Log is what the agent that was started last has written.
 func (v *Vethwall) Log() string { return v.agent.log.String() }
 

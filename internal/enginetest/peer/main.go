@@ -17,6 +17,7 @@
 //	                                        errors, "" for what worked
 //	peer resolve NAME                       ask the resolver of /etc/resolv.conf for the addresses of NAME
 //	peer loop-send ADDR:PORT TEXT           send datagrams from the first instruction on, without end
+//	peer beacon [flags] TEXT ADDR:PORT...   the same to several addresses at intervals, by whatever networks there are
 //
 // Exit code 0 means that it worked, 1 that no answer came, 2 wrong usage. That something did *not*
 // arrive is asked of the receiver (received), never concluded from a sender's failure.
@@ -34,7 +35,7 @@ import (
 	"syscall"
 )
 
-var errUsage = errors.New("wrong usage; a command is one of sleep, serve, received, udp-send, tcp-dial, tcp-talk, ping, resolve, many, loop-send")
+var errUsage = errors.New("wrong usage; a command is one of sleep, serve, received, udp-send, tcp-dial, tcp-talk, ping, resolve, many, loop-send, beacon")
 
 func main() {
 	if len(os.Args) == 4 && os.Args[1] == "loop-send" {
@@ -80,6 +81,8 @@ func run(args []string) error {
 		return past(args)
 	case "many":
 		return many(args)
+	case "beacon":
+		return beacon(args)
 	}
 	return errUsage
 }

@@ -54,6 +54,37 @@ func udpSend(args []string) error {
 	return readEcho(conn, *echo, f.Arg(1))
 }
 
+// beacon binds to no address, so that each datagram leaves by the networks of its moment. That there is no way to an
+// address now is no error.
+func beacon(args []string) error {
+	f := flag.NewFlagSet("beacon", flag.ContinueOnError)
+	f.SetOutput(io.Discard)
+	every := f.Duration("every", 20*time.Millisecond, "time between two to the same address")
+	if err := f.Parse(args); err != nil || f.NArg() < 2 {
+		return fmt.Errorf("%w: beacon %v", errUsage, args)
+	}
+	conn, err := net.ListenPacket("udp", ":0")
+	if err != nil {
+		return err
+	}
+	defer func() { _ = conn.Close() }()
+	var to []net.Addr
+	for _, text := range f.Args()[1:] {
+		addr, err := netip.ParseAddrPort(text)
+		if err != nil {
+			return fmt.Errorf("%w: %w", errUsage, err)
+		}
+		to = append(to, net.UDPAddrFromAddrPort(addr))
+	}
+	go func() { waitForTerm(); os.Exit(0) }()
+	for {
+		for _, addr := range to {
+			_, _ = conn.WriteTo([]byte(f.Arg(0)), addr)
+		}
+		time.Sleep(*every)
+	}
+}
+
 func tcpDial(args []string) error {
 	f := flag.NewFlagSet("tcp-dial", flag.ContinueOnError)
 	wait := f.Duration("wait", 2*time.Second, "how long to wait, for the connection and for the echo")

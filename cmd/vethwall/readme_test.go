@@ -158,7 +158,7 @@ func TestDocumentedLinks(t *testing.T) {
 
 // Every test that a document names is there, and the subtest that it names stands in the same file.
 func TestDocumentedTests(t *testing.T) {
-	declared := regexp.MustCompile(`(?m)^func (Test\w+)\(`)
+	declared := regexp.MustCompile(`(?m)^func ((?:Test|Fuzz)\w+)\(`)
 	files := map[string]string{}
 	err := filepath.WalkDir(top, func(path string, _ fs.DirEntry, err error) error {
 		if err != nil || !strings.HasSuffix(path, "_test.go") {
@@ -173,7 +173,7 @@ func TestDocumentedTests(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	named := regexp.MustCompile(`^(Test[A-Z]\w*)(?:/(.+))?$`)
+	named := regexp.MustCompile(`^((?:Test|Fuzz)[A-Z]\w*)(?:/(.+))?$`)
 	for name, text := range documents(t) {
 		for _, m := range span.FindAllStringSubmatch(fence.ReplaceAllString(text, ""), -1) {
 			test := named.FindStringSubmatch(m[1])
@@ -192,6 +192,16 @@ func TestDocumentedTests(t *testing.T) {
 		if strings.HasPrefix(line, "| ") && !strings.HasPrefix(line, "| network") && !strings.Contains(line, "`Test") && !strings.Contains(line, "*not tested here*") {
 			t.Errorf("networks.md: who shows %s", line)
 		}
+	}
+	promises := regexp.MustCompile(`(?m)^## \d\. `).Split(documents(t)[filepath.Join(top, "docs/guarantees.md")], -1)[1:]
+	for i, promise := range promises {
+		promise, _, _ = strings.Cut(promise, "\n## ")
+		if !strings.Contains(promise, "`Test") {
+			t.Errorf("guarantees.md: no test keeps promise %d", i+1)
+		}
+	}
+	if len(promises) != 7 {
+		t.Errorf("guarantees.md has %d promises", len(promises))
 	}
 }
 

@@ -3,20 +3,27 @@ package main
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net"
+	"net/netip"
 	"runtime"
 	"slices"
 	"strconv"
 	"sync"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/vethwall/vethwall/internal/enginetest"
 )
 
-// chaosPorts are where containers send all the time, each datagram with the name of its sender.
-var chaosPorts = [2]int{5000, 5001}
+// chaosPorts are where containers send all the time, each datagram with the name of its sender. On chaosPort they receive, and
+// what they have received they tell with a ! behind the name.
+var (
+	chaosPorts = [2]int{5000, 5001}
+	chaosPort  = 5002
+)
 
 // byPort says something of each of chaosPorts.
 type byPort [2]bool
@@ -26,10 +33,12 @@ type byPort [2]bool
 type leakDetector struct {
 	conns [2]net.PacketConn
 	back  [2]net.Conn // to conns, from the host itself
+	probe net.PacketConn
 
 	mu        sync.Mutex
 	arrived   map[string][2]int
 	forbidden map[string]byPort
+	senders   map[netip.Addr]time.Time // when somebody was heard last
 	caught    []string
 	step      string // what is being done
 	marks     int
@@ -37,21 +46,43 @@ type leakDetector struct {
 
 func newLeakDetector(t *testing.T, v *enginetest.Vethwall) *leakDetector {
 	t.Helper()
-	d := &leakDetector{arrived: map[string][2]int{}, forbidden: map[string]byPort{}}
+	d := &leakDetector{arrived: map[string][2]int{}, forbidden: map[string]byPort{}, senders: map[netip.Addr]time.Time{}}
 	if err := inNamespace(v.Engine.NetNS, d.open); err != nil {
 		t.Fatal(err)
 	}
-	var readers sync.WaitGroup
+	var all sync.WaitGroup
+	ended := make(chan struct{})
 	t.Cleanup(func() {
+		close(ended)
 		for i := range d.conns {
 			_, _ = d.conns[i].Close(), d.back[i].Close()
 		}
-		readers.Wait()
+		_ = d.probe.Close()
+		all.Wait()
 	})
 	for i, conn := range d.conns {
-		readers.Go(func() { d.read(i, conn) })
+		all.Go(func() { d.read(i, conn) })
 	}
+	all.Go(func() { d.ask(ended) })
 	return d
+}
+
+// ask sends to everybody who has been heard of late, again and again, from the host.
+func (d *leakDetector) ask(ended chan struct{}) {
+	for {
+		select {
+		case <-ended:
+			return
+		case <-time.After(50 * time.Millisecond):
+		}
+		d.mu.Lock()
+		maps.DeleteFunc(d.senders, func(_ netip.Addr, heard time.Time) bool { return time.Since(heard) > time.Second })
+		senders := slices.Collect(maps.Keys(d.senders))
+		d.mu.Unlock()
+		for _, addr := range senders {
+			_, _ = d.probe.WriteTo([]byte("?"), net.UDPAddrFromAddrPort(netip.AddrPortFrom(addr, uint16(chaosPort))))
+		}
+	}
 }
 
 // inNamespace calls f on a thread that is in a network namespace and ends with it.
@@ -72,7 +103,10 @@ func inNamespace(path string, f func() error) error {
 	return <-result
 }
 
-func (d *leakDetector) open() error {
+func (d *leakDetector) open() (err error) {
+	if d.probe, err = net.ListenPacket("udp", ":0"); err != nil {
+		return err
+	}
 	for i, port := range chaosPorts {
 		conn, err := new(net.ListenConfig).ListenPacket(context.Background(), "udp", ":"+strconv.Itoa(port))
 		if err != nil {
@@ -98,6 +132,9 @@ func (d *leakDetector) read(i int, conn net.PacketConn) {
 		}
 		name := string(buf[:n])
 		d.mu.Lock()
+		if addr := from.(*net.UDPAddr).AddrPort().Addr().Unmap(); !addr.IsLoopback() {
+			d.senders[addr] = time.Now()
+		}
 		counts := d.arrived[name]
 		counts[i]++
 		d.arrived[name] = counts
@@ -132,11 +169,13 @@ func (d *leakDetector) count(name string) [2]int {
 	return d.arrived[name]
 }
 
-// forbid replaces what a container is forbidden. What had arrived before must have been read.
-func (d *leakDetector) forbid(name string, ports byPort) {
+// forbid replaces what a container is forbidden to send, and whether it is to receive. What had arrived before must have
+// been read.
+func (d *leakDetector) forbid(name string, ports byPort, deaf bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.forbidden[name] = ports
+	d.forbidden[name+"!"] = byPort{ports[0] || deaf, ports[1] || deaf}
 }
 
 func (d *leakDetector) forbids(name string) byPort {

@@ -19,8 +19,8 @@ import (
 )
 
 // TestChaos does to containers, agent, engine, pins and configuration whatever comes to a random mind, and knows what must
-// become of each container. All of them send all the time what they may and what they may not; nothing that is forbidden
-// ever arrives, and what is allowed goes on. Only what starts while no agent runs may leak, and is called late then.
+// become of each container. All of them send and are sent to all the time what they may and what they may not; nothing that is
+// forbidden ever arrives, and what is allowed goes on. Only what starts while no agent runs may leak, and is called late then.
 //
 // A failure prints the seed, and VETHWALL_SEED does the same again.
 func TestChaos(t *testing.T) {
@@ -45,17 +45,18 @@ type kind struct {
 	name   string
 	labels []string
 	denies byPort
+	deaf   bool   // it may not be asked
 	policy string // canonical
 	state  agent.State
 }
 
 var chaosKinds = []kind{
-	{"drop", []string{"xdp.egress.drop=5000/udp"}, byPort{true, false}, "xdp.egress.drop=5000/udp", agent.Enforced},
-	{"list", []string{"xdp.egress.allow=5001/udp", "xdp.ingress.default=drop"}, byPort{true, false}, "xdp.egress.allow=5001/udp xdp.ingress.default=drop", agent.Enforced},
-	{"wrong", []string{"xdp.drop=upd"}, byPort{true, true}, "", agent.Quarantined},
-	{"audit", []string{"xdp.egress.drop=5000/udp", "xdp.mode=audit"}, byPort{}, "xdp.egress.drop=5000/udp xdp.mode=audit", agent.Audit},
-	{"free", nil, byPort{}, "", agent.Unfiltered},
-	{"picked", nil, byPort{}, "", agent.Unfiltered},
+	{"drop", []string{"xdp.egress.drop=5000/udp"}, byPort{true, false}, false, "xdp.egress.drop=5000/udp", agent.Enforced},
+	{"list", []string{"xdp.egress.allow=5001/udp", "xdp.ingress.default=drop"}, byPort{true, false}, true, "xdp.egress.allow=5001/udp xdp.ingress.default=drop", agent.Enforced},
+	{"wrong", []string{"xdp.drop=upd"}, byPort{true, true}, true, "", agent.Quarantined},
+	{"audit", []string{"xdp.egress.drop=5000/udp", "xdp.mode=audit"}, byPort{}, false, "xdp.egress.drop=5000/udp xdp.mode=audit", agent.Audit},
+	{"free", nil, byPort{}, false, "", agent.Unfiltered},
+	{"picked", nil, byPort{}, false, "", agent.Unfiltered},
 }
 
 // setting is a configuration, and what it says of containers: of those of kind picked, or of all.
@@ -211,7 +212,7 @@ func (m *chaos) run() string {
 		}
 		network := m.networks[m.rnd.IntN(len(m.networks))]
 		b := &box{kind: k, networks: []string{network}}
-		b.Container = m.v.Create(m.image, name, labelled(network, k.labels...), append([]string{"beacon", enginetest.Prefix + name}, m.to...)...)
+		b.Container = m.v.Create(m.image, name, labelled(network, k.labels...), append([]string{"beacon", "-port", strconv.Itoa(chaosPort), enginetest.Prefix + name}, m.to...)...)
 		m.boxes, fresh = append(m.boxes, b), append(fresh, b)
 	}
 	if fresh == nil {
@@ -238,7 +239,7 @@ func (m *chaos) begins(b *box) {
 	if !m.agent {
 		denies = byPort{}
 	}
-	m.sink.forbid(b.Name, denies)
+	m.sink.forbid(b.Name, denies, m.agent && b.kind.deaf)
 }
 
 // ends says of a box that it has ended.
@@ -298,7 +299,7 @@ func (m *chaos) connect() string {
 	what := m.does("connect %s to %s", names(b), network)
 	if b.running && !m.agent {
 		b.open, b.blind, b.before = true, append(b.blind, network), m.sink.count(b.Name)
-		m.sink.forbid(b.Name, byPort{})
+		m.sink.forbid(b.Name, byPort{}, false)
 	}
 	m.v.Run("network", "connect", network, b.ID)
 	b.networks = append(b.networks, network)
@@ -352,7 +353,7 @@ func (m *chaos) relax(next setting) {
 	for _, b := range m.boxes {
 		now := m.sink.forbids(b.Name)
 		then, _, state := b.kind.under(next)
-		m.sink.forbid(b.Name, byPort{now[0] && then[0], now[1] && then[1]})
+		m.sink.forbid(b.Name, byPort{now[0] && then[0], now[1] && then[1]}, b.kind.deaf && !b.unseen && b.blind == nil)
 		_, _, before := b.kind.under(m.inForce)
 		b.open = b.open || b.running && before == agent.Unfiltered && state != agent.Unfiltered
 	}
@@ -470,12 +471,14 @@ func (m *chaos) settle() {
 		return nil
 	})
 	settled(m.t, m.v)
+	before := m.inForce
 	m.inForce = m.setting
 	m.sink.mark(m.t, m.v)
 	for _, b := range m.boxes {
 		if denies, _, _ := b.kind.under(m.inForce); b.running {
-			m.wantLate(b, denies)
-			m.sink.forbid(b.Name, denies)
+			denied, _, _ := b.kind.under(before)
+			m.wantLate(b, byPort{denies[0] && denied[0], denies[1] && denied[1]})
+			m.sink.forbid(b.Name, denies, b.kind.deaf)
 			b.unseen, b.blind = false, nil
 		}
 	}
@@ -514,7 +517,8 @@ func (m *chaos) agrees(b *box, s agent.ContainerStatus) error {
 	return nil
 }
 
-// wantLate: what has arrived of what is denied, from a container that no agent had seen, must have been counted.
+// wantLate: what has arrived of what was and is denied, from a container that no agent had seen, or by a network that none
+// had seen it join, must have been counted.
 func (m *chaos) wantLate(b *box, denies byPort) {
 	m.t.Helper()
 	now, leaked := m.sink.count(b.Name), false
@@ -534,15 +538,18 @@ func (m *chaos) goesOn() {
 	m.t.Helper()
 	before := map[string][2]int{}
 	for _, b := range m.boxes {
-		before[b.Name] = m.sink.count(b.Name)
+		for _, name := range []string{b.Name, b.Name + "!"} {
+			before[name] = m.sink.count(name)
+		}
 	}
 	m.v.Wait("what is allowed arrives", func() error {
 		for _, b := range m.boxes {
-			denies, _, _ := b.kind.under(m.inForce)
-			now := m.sink.count(b.Name)
-			for i, denied := range denies {
-				if b.running && !denied && now[i] == before[b.Name][i] {
-					return fmt.Errorf("nothing of %s to port %d", b.Name, chaosPorts[i])
+			for name, then := range before {
+				now, denies := m.sink.count(name), m.sink.forbids(name)
+				for i, denied := range denies {
+					if b.running && strings.TrimSuffix(name, "!") == b.Name && !denied && now[i] == then[i] {
+						return fmt.Errorf("nothing of %s to port %d", name, chaosPorts[i])
+					}
 				}
 			}
 		}

@@ -55,15 +55,16 @@ func udpSend(args []string) error {
 }
 
 // beacon binds to no address, so that each datagram leaves by the networks of its moment. That there is no way to an
-// address now is no error.
+// address now is no error. To what it receives on its port it answers its text with a ! behind it, to every address.
 func beacon(args []string) error {
 	f := flag.NewFlagSet("beacon", flag.ContinueOnError)
 	f.SetOutput(io.Discard)
 	every := f.Duration("every", 20*time.Millisecond, "time between two to the same address")
+	port := f.Int("port", 0, "the port of its own, 0 for any")
 	if err := f.Parse(args); err != nil || f.NArg() < 2 {
 		return fmt.Errorf("%w: beacon %v", errUsage, args)
 	}
-	conn, err := net.ListenPacket("udp", ":0")
+	conn, err := net.ListenUDP("udp", &net.UDPAddr{Port: *port})
 	if err != nil {
 		return err
 	}
@@ -76,12 +77,21 @@ func beacon(args []string) error {
 		}
 		to = append(to, net.UDPAddrFromAddrPort(addr))
 	}
-	go func() { waitForTerm(); os.Exit(0) }()
-	for {
+	send := func(text string) {
 		for _, addr := range to {
-			_, _ = conn.WriteTo([]byte(f.Arg(0)), addr)
+			_, _ = conn.WriteTo([]byte(text), addr)
 		}
-		time.Sleep(*every)
+	}
+	go func() { waitForTerm(); os.Exit(0) }()
+	go func() {
+		for buf := make([]byte, 64); ; {
+			if _, _, err := conn.ReadFrom(buf); err == nil {
+				send(f.Arg(0) + "!")
+			}
+		}
+	}()
+	for ; ; time.Sleep(*every) {
+		send(f.Arg(0))
 	}
 }
 

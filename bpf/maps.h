@@ -18,6 +18,7 @@
 #define MAX_UNANSWERED 4096
 #define MAX_ANSWERED 16384
 #define MAX_FRAGMENTED 128
+#define MAX_NEIGHBORS 32768 /* addresses and ports of all bridges together */
 /* Limits of one direction of one policy. */
 #define MAX_LIMITS 16
 /* A power of two. */
@@ -102,6 +103,16 @@ struct identity {
 
 /* What the container sends is judged by XDP, and again at tc ingress where it came past that. */
 #define TWO_HOOKS 0x8000
+
+/*
+ * An address that a port of a bridge has; or, where bridge and family are 0, a port or another device of which it is
+ * known which addresses it has. Where only family is 0 it is a bridge itself, to which the host routes back what came from it.
+ */
+struct neighbor_key {
+	__u32 bridge; /* its ifindex */
+	__u32 family; /* 4 or 6 */
+	__u32 address[4]; /* as in struct packet; of a device its ifindex */
+};
 
 struct counter {
 	__u64 packets;
@@ -299,6 +310,23 @@ struct {
 	__type(key, __u32);
 	__type(value, struct identity);
 } identities SEC(".maps");
+
+/* By counter block: the bridge that the device is a port of, 0 where it does not matter who has sent what is received. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, MAX_DEVICES);
+	__type(key, __u32);
+	__type(value, __u32);
+} bridges SEC(".maps");
+
+/* The ifindex of the port that has an address, 0 for none: who had it is gone. Of a device its own. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, MAX_NEIGHBORS);
+	__type(key, struct neighbor_key);
+	__type(value, __u32);
+} neighbors SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);

@@ -426,11 +426,10 @@ static __always_inline void read_arp(struct cursor *c, struct packet *p)
 	const __u8 *arp = take(c, 28);
 
 	p->builtin = 1;
-	if (!arp || *(__be32 *)arp != bpf_htonl(0x00010800) || arp[4] != 6 || arp[5] != 4 ||
-	    read_mac(arp + 8) != p->mac || c->limit - offset(c) > ARP_PADDING) {
-		p->forged = 1;
+	p->forged = !arp || *(__be32 *)arp != bpf_htonl(0x00010800) || arp[4] != 6 || arp[5] != 4 ||
+		    read_mac(arp + 8) != p->mac || c->limit - offset(c) > ARP_PADDING;
+	if (!arp)
 		return;
-	}
 	/* A probe claims nothing yet (RFC 5227). */
 	p->claim[0] = (__u32)arp[14] << 24 | arp[15] << 16 | arp[16] << 8 | arp[17];
 	p->claims = p->claim[0] ? 4 : 0;

@@ -5,6 +5,7 @@
  */
 
 #include "limit.h"
+#include "neighbor.h"
 #include "stamp.h"
 
 #define TC_PASS -1 /* TC_ACT_UNSPEC: what is attached after us has its say */
@@ -104,6 +105,8 @@ static __always_inline struct verdict judge_skb(struct __sk_buff *skb, const str
 	read_skb(skb, d, p);
 	if (!cell && d == EGRESS)
 		v = verdict_of(cell_for(policy, antispoof(find_identity(device), p)), 0);
+	else if (d == INGRESS)
+		v = verdict_of(cell_for(policy, judge_neighbor(skb, device, p)), 0);
 	if (v.reason == REASON_PASS && p->quotes && !turn_skb(skb, p))
 		unknown_proto(p, REASON_BAD_QUOTE);
 	if (!cell && v.reason == REASON_PASS)

@@ -130,12 +130,12 @@ func (p packet) claims() (claim netip.Addr, forged bool) {
 
 // readARP reads a packet of RFC 826 for Ethernet and IPv4, the only kind there is; another is forged.
 func readARP(mac [6]byte, b []byte) packet {
-	p := packet{class: isARP, mac: mac}
-	const padding = 18 // of the shortest Ethernet frame; more would be room for data
-	if len(b) < 28 || len(b) > 28+padding || [6]byte(b) != [6]byte{0, 1, 8, 0, 6, 4} || [6]byte(b[8:]) != mac {
-		p.forged = true
+	p := packet{class: isARP, mac: mac, forged: true}
+	if len(b) < 28 {
 		return p
 	}
+	const padding = 18 // of the shortest Ethernet frame; more would be room for data
+	p.forged = len(b) > 28+padding || [6]byte(b) != [6]byte{0, 1, 8, 0, 6, 4} || [6]byte(b[8:]) != mac
 	// A probe claims nothing yet (RFC 5227).
 	if sender := netip.AddrFrom4([4]byte(b[14:])); !sender.IsUnspecified() {
 		p.claim = sender

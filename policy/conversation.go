@@ -59,6 +59,10 @@ type Conversations struct {
 	MaxAnswered int
 	// Identity is what the container's packets must carry; nil where that is not judged.
 	Identity *Identity
+	// Neighborhood says who may send what the container receives, and From is the port by which the next such frame
+	// comes in; nil where that is not judged.
+	Neighborhood *Neighborhood
+	From         int
 
 	open   map[conversationKey]*conversation
 	firsts map[fragmentKey]firstFragment
@@ -119,6 +123,11 @@ func (c *Conversations) Verdict(s Stack, dir Direction, frame []byte, now time.D
 	pkt := readFrame(frame)
 	if dir == Egress && c.Identity != nil {
 		if why := c.Identity.judge(pkt); why != Pass {
+			return s.byNobody(why)
+		}
+	}
+	if dir == Ingress && c.Neighborhood != nil {
+		if why := c.Neighborhood.judge(pkt, c.From); why != Pass {
 			return s.byNobody(why)
 		}
 	}

@@ -38,6 +38,9 @@ const (
 	LimitReached
 	// Resolver: a query to the engine's resolver, which would ask from the host what the container may not.
 	Resolver
+	// NeighborSpoof: what the container receives carries an address of its network, as source or as a claim, that
+	// belongs to another container than the one that sent it.
+	NeighborSpoof
 	// NumReasons is how many there are.
 	NumReasons
 )
@@ -45,6 +48,7 @@ const (
 var reasonNames = [NumReasons]string{
 	"pass", "rule", "default", "quarantine", "no-policy", "truncated", "bad-header",
 	"too-many-tags", "too-many-headers", "fragment", "bad-quote", "table-full", "spoof", "limit", "resolver",
+	"neighbor-spoof",
 }
 
 // String is the name that users see in status, events and metrics.

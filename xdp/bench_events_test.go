@@ -19,7 +19,7 @@ func BenchmarkEvents(b *testing.B) {
 	k := &filterObjects{}
 	must(b, loadFilterObjects(k, nil))
 	b.Cleanup(func() { k.Close() })
-	r := &runner{b, k}
+	r := &runner{t: b, k: k}
 	frame := policytest.IP("192.0.2.1", "198.51.100.2", 17, policytest.UDP(1234, 53))
 	for range 5 * rounds {
 		for i := range cases {

@@ -85,9 +85,10 @@ func TestDialogues(t *testing.T) {
 			change = rnd.IntN(len(dialogue) + 1)
 		}
 		m.forget(t)
-		var want policy.Conversations
+		want := policy.Conversations{Neighborhood: drawnNeighborhood(rnd)}
 		var now time.Duration
 		use(t, r, stack)
+		r.around(want.Neighborhood)
 		for i, step := range dialogue {
 			if i == change {
 				stack = changed(t, r, stack, draw.Stack(rnd))
@@ -104,17 +105,23 @@ func TestDialogues(t *testing.T) {
 			if !tcRuns(step.Frame) {
 				continue
 			}
+			// Most of what a peer sends comes in by the same port.
+			want.From = drawnPorts[1]
+			if rnd.IntN(8) == 0 {
+				want.From = drawnPorts[rnd.IntN(len(drawnPorts))]
+			}
+			r.from = want.From
 			v := want.Verdict(stack, step.Dir, step.Frame, now)
 			if got := r.run(h, stack, step.Frame); got != v {
-				t.Fatalf("seed %d: %sstep %d, %s, changed at %d, frame %x\nprogram says %v\nspecification says %v",
-					seed, describe(stack), i, h.name, change, step.Frame, got, v)
+				t.Fatalf("seed %d: %sstep %d, %s, changed at %d, frame %x from %d among %v\nprogram says %v\nspecification says %v",
+					seed, describe(stack), i, h.name, change, step.Frame, r.from, want.Neighborhood, got, v)
 			}
 			counts[v.Reason]++
 			steps++
 		}
 	}
 	t.Logf("%d packets in %d dialogues: %v", steps, dialogues, counts)
-	for _, reason := range []policy.Reason{policy.Pass, policy.ByRule, policy.ByDefault, policy.BadQuote, policy.Fragment} {
+	for _, reason := range []policy.Reason{policy.Pass, policy.ByRule, policy.ByDefault, policy.BadQuote, policy.Fragment, policy.NeighborSpoof} {
 		if counts[reason] == 0 {
 			t.Errorf("nothing was drawn that gives %s", reason)
 		}

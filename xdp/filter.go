@@ -23,7 +23,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-//go:generate go tool bpf2go -cc clang-16 -strip llvm-strip-16 -target bpfel -go-package xdp -type node -type table -type policy -type device -type counter_block -type record_key -type record_part -type flow_key -type identity -type bucket_set -type shared -type event -type global filter ../bpf/vethwall.c -- -O2 -mcpu=v3 -mllvm -disable-block-placement -Wall -Werror -I/usr/include/x86_64-linux-gnu
+//go:generate go tool bpf2go -cc clang-16 -strip llvm-strip-16 -target bpfel -go-package xdp -type node -type table -type policy -type device -type counter_block -type record_key -type record_part -type flow_key -type identity -type neighbor_key -type bucket_set -type shared -type event -type global filter ../bpf/vethwall.c -- -O2 -mcpu=v3 -mllvm -disable-block-placement -Wall -Werror -I/usr/include/x86_64-linux-gnu
 //go:generate go tool bpf2go -cc clang-16 -strip llvm-strip-16 -target bpfel -go-package xdp resolver ../bpf/resolver.c -- -O2 -mcpu=v3 -mllvm -disable-block-placement -Wall -Werror -I/usr/include/x86_64-linux-gnu
 
 // DefaultDir is where everything is pinned unless the user says otherwise.
@@ -37,10 +37,11 @@ var ErrBusy = errors.New("another vethwall agent runs on this host")
 // Below the directory stand links/ with a pinned link for each hook, programs/ with those of the operator's, and a
 // directory named by the layout of the maps, so that two versions of the program never share maps that differ.
 type Filter struct {
-	dir  string
-	lock *os.File
-	objs filterObjects
-	maps *pool
+	dir       string
+	lock      *os.File
+	objs      filterObjects
+	maps      *pool
+	neighbors neighbors
 	// links are our pinned links. Their file descriptors stay open, so that a filter stays when somebody
 	// removes its pin.
 	links map[hookID]link.Link
@@ -101,6 +102,9 @@ func (f *Filter) load() error {
 	if f.maps, err = newPool(&f.objs); err != nil {
 		return err
 	}
+	if f.neighbors, err = newNeighbors(f.objs.Neighbors); err != nil {
+		return err
+	}
 	return f.adopt()
 }
 
@@ -158,7 +162,7 @@ func (f *Filter) repin() error {
 		"device_overflow": f.objs.DeviceOverflow, "devices": f.objs.Devices, "fragments": f.objs.Fragments,
 		"nodes": f.objs.Nodes, "policies": f.objs.Policies, "states": f.objs.States, "unanswered": f.objs.Unanswered,
 		"buckets": f.objs.Buckets, "event_times": f.objs.EventTimes, "events": f.objs.Events, "globals": f.objs.Globals,
-		"identities": f.objs.Identities,
+		"identities": f.objs.Identities, "bridges": f.objs.Bridges, "neighbors": f.objs.Neighbors,
 	} {
 		path := filepath.Join(dir, name)
 		if _, err := os.Lstat(path); !errors.Is(err, os.ErrNotExist) {

@@ -98,6 +98,13 @@ type filterIdentity struct {
 	Own uint16
 }
 
+type filterNeighborKey struct {
+	_       structs.HostLayout
+	Bridge  uint32
+	Family  uint32
+	Address [4]uint32
+}
+
 type filterNode struct {
 	_     structs.HostLayout
 	Key   [15]uint32
@@ -148,6 +155,7 @@ type filterTable struct {
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	filterMapAnswered          = "answered"
+	filterMapBridges           = "bridges"
 	filterMapBuckets           = "buckets"
 	filterMapContainers        = "containers"
 	filterMapCounters          = "counters"
@@ -158,6 +166,7 @@ const (
 	filterMapFragments         = "fragments"
 	filterMapGlobals           = "globals"
 	filterMapIdentities        = "identities"
+	filterMapNeighbors         = "neighbors"
 	filterMapNodes             = "nodes"
 	filterMapPolicies          = "policies"
 	filterMapStates            = "states"
@@ -219,6 +228,7 @@ type filterProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type filterMapSpecs struct {
 	Answered       *ebpf.MapSpec `ebpf:"answered"`
+	Bridges        *ebpf.MapSpec `ebpf:"bridges"`
 	Buckets        *ebpf.MapSpec `ebpf:"buckets"`
 	Containers     *ebpf.MapSpec `ebpf:"containers"`
 	Counters       *ebpf.MapSpec `ebpf:"counters"`
@@ -229,6 +239,7 @@ type filterMapSpecs struct {
 	Fragments      *ebpf.MapSpec `ebpf:"fragments"`
 	Globals        *ebpf.MapSpec `ebpf:"globals"`
 	Identities     *ebpf.MapSpec `ebpf:"identities"`
+	Neighbors      *ebpf.MapSpec `ebpf:"neighbors"`
 	Nodes          *ebpf.MapSpec `ebpf:"nodes"`
 	Policies       *ebpf.MapSpec `ebpf:"policies"`
 	States         *ebpf.MapSpec `ebpf:"states"`
@@ -262,6 +273,7 @@ func (o *filterObjects) Close() error {
 // It can be passed to loadFilterObjects or ebpf.CollectionSpec.LoadAndAssign.
 type filterMaps struct {
 	Answered       *ebpf.Map `ebpf:"answered"`
+	Bridges        *ebpf.Map `ebpf:"bridges"`
 	Buckets        *ebpf.Map `ebpf:"buckets"`
 	Containers     *ebpf.Map `ebpf:"containers"`
 	Counters       *ebpf.Map `ebpf:"counters"`
@@ -272,6 +284,7 @@ type filterMaps struct {
 	Fragments      *ebpf.Map `ebpf:"fragments"`
 	Globals        *ebpf.Map `ebpf:"globals"`
 	Identities     *ebpf.Map `ebpf:"identities"`
+	Neighbors      *ebpf.Map `ebpf:"neighbors"`
 	Nodes          *ebpf.Map `ebpf:"nodes"`
 	Policies       *ebpf.Map `ebpf:"policies"`
 	States         *ebpf.Map `ebpf:"states"`
@@ -281,6 +294,7 @@ type filterMaps struct {
 func (m *filterMaps) Close() error {
 	return _FilterClose(
 		m.Answered,
+		m.Bridges,
 		m.Buckets,
 		m.Containers,
 		m.Counters,
@@ -291,6 +305,7 @@ func (m *filterMaps) Close() error {
 		m.Fragments,
 		m.Globals,
 		m.Identities,
+		m.Neighbors,
 		m.Nodes,
 		m.Policies,
 		m.States,

@@ -50,7 +50,7 @@ func OpenHold(f *Filter, ports []Port) *Hold {
 	before, left, err := h.rules.read()
 	adopt := err == nil && left > deadMan-lapse && h.rules.whole()
 	for _, p := range ports {
-		if !adopt || slices.Contains(before, p.Index) || !p.dockers() {
+		if !adopt || slices.Contains(before, p.Index) || !p.Dockers() {
 			h.known[p.Index] = true
 		}
 	}
@@ -86,7 +86,7 @@ func (h *Hold) Sync(ports []Port) (held []Port, err error) {
 		there[p.Index] = true
 		switch {
 		case h.known[p.Index]:
-		case !p.dockers():
+		case !p.Dockers():
 			others = append(others, p.Index)
 		default:
 			is, why := h.Arrived(p)
@@ -128,7 +128,7 @@ func (h *Hold) Known(ifindex int) bool { return h.known[ifindex] }
 
 // Arrived is told of a new port, and says whether it is held. Where no rule holds it, this does.
 func (h *Hold) Arrived(p Port) (held bool, err error) {
-	if h.known[p.Index] || !p.dockers() {
+	if h.known[p.Index] || !p.Dockers() {
 		return false, nil
 	}
 	if h.inXDP {

@@ -70,6 +70,9 @@ type Want struct {
 	// MAC is what the container has to send with, and Own its addresses; Own is nil where that is not judged.
 	MAC net.HardwareAddr
 	Own *Tables
+	// Bridge is the ifindex of that of which the device is a port, where what it receives has to come from who has its
+	// source (Filter.Introduce); else 0.
+	Bridge int
 	// Mode is where what the container sends is judged first. BothHooks: and at tc ingress what comes past XDP.
 	Mode      Mode
 	BothHooks bool
@@ -480,7 +483,7 @@ func (f *Filter) Sweep() error {
 		}
 	}
 	f.maps.free(time.Now())
-	return errors.Join(append(errs, f.sweepPrograms(), f.maps.states.sweep(), f.repin(), f.relock())...)
+	return errors.Join(append(errs, f.sweepPrograms(), f.maps.states.sweep(), f.neighbors.sweep(), f.repin(), f.relock())...)
 }
 
 // exists reports whether there is such a device; when the kernel does not say, there is.

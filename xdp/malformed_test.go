@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"flag"
 	"fmt"
+	"net/netip"
 	"os"
 	"strings"
 	"testing"
@@ -31,6 +32,7 @@ func TestMalformed(t *testing.T) {
 				c.check("xdp.drop="+row.Isnt, "pass")
 			}
 			c.checkOwn(cmp.Or(row.Own, "pass"))
+			c.checkNeighbor()
 		}
 	}
 	t.Logf("%d verdicts", judged)
@@ -87,6 +89,28 @@ func (c rowCheck) checkOwn(want string) {
 		for i, frame := range c.row.Frames(policytest.Sent()) {
 			memory := policy.Conversations{Identity: &id}
 			c.compare("antispoof", h, stack, i, frame, memory.Verdict(stack, h.dir, frame, 0), want)
+		}
+	}
+}
+
+// checkNeighbor judges the row as the container receives it from who has none of the addresses that are in it: what could be
+// read of them decides.
+func (c rowCheck) checkNeighbor() {
+	c.t.Helper()
+	n := &policy.Neighborhood{Bridge: 7, Port: map[netip.Addr]int{}, Known: []int{8, 9}}
+	for _, a := range policytest.Peer() {
+		n.Port[a] = 8
+	}
+	stack := policy.Stack{{Origin: "labels"}}
+	tables, err := Compile(stack)
+	must(c.t, err)
+	c.r.use(tables)
+	c.r.around(n)
+	defer c.r.around(nil)
+	for _, c.r.from = range n.Known {
+		for i, frame := range c.row.Frames(policytest.Received()) {
+			memory := policy.Conversations{Neighborhood: n, From: c.r.from}
+			c.compare("neighbor", hooks[2], stack, i, frame, memory.Verdict(stack, policy.Ingress, frame, 0), "")
 		}
 	}
 }

@@ -24,6 +24,8 @@ const loIndex = 1
 type runner struct {
 	t testing.TB
 	k *filterObjects
+	// from is the port by which what is received has come in.
+	from int
 }
 
 // hook is a program, the direction of what it judges, and what it returns.
@@ -55,7 +57,7 @@ func newRunner(t testing.TB) *runner {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { k.Close() })
-	return &runner{t, k}
+	return &runner{t: t, k: k}
 }
 
 // use puts the tables in place as the policy of loIndex, at the beginning of the nodes.
@@ -81,7 +83,11 @@ func (r *runner) run(h hook, s policy.Stack, frame []byte) policy.Verdict {
 	r.t.Helper()
 	zero := make([]filterCounterBlock, ebpf.MustPossibleCPU())
 	must(r.t, r.k.Counters.Put(uint32(0), zero))
-	action, err := h.program(r.k).Run(&ebpf.RunOptions{Data: frame, DataOut: make([]byte, len(frame)+256)})
+	o := &ebpf.RunOptions{Data: frame, DataOut: make([]byte, len(frame)+256)}
+	if h.dir == policy.Ingress {
+		o.Context = cameIn(r.from)
+	}
+	action, err := h.program(r.k).Run(o)
 	must(r.t, err)
 	var blocks []filterCounterBlock
 	must(r.t, r.k.Counters.Lookup(uint32(0), &blocks))
@@ -139,6 +145,34 @@ func (r *runner) is(id *policy.Identity) {
 	must(r.t, r.k.Identities.Put(uint32(0), in))
 }
 
+// cameIn is the part of struct __sk_buff, up to ingress_ifindex, that says by which device a packet has come in.
+func cameIn(ifindex int) [10]uint32 { return [10]uint32{9: uint32(ifindex)} }
+
+// around puts n around loIndex; nil for nothing that is known.
+func (r *runner) around(n *policy.Neighborhood) {
+	r.t.Helper()
+	before, err := newNeighbors(r.k.Neighbors)
+	must(r.t, err)
+	for key := range before.entries {
+		before.remove(key)
+	}
+	if n == nil {
+		must(r.t, r.k.Bridges.Put(uint32(0), uint32(0)))
+		return
+	}
+	bridge := uint32(n.Bridge)
+	must(r.t, r.k.Bridges.Put(uint32(0), bridge))
+	for a, port := range n.Port {
+		must(r.t, r.k.Neighbors.Put(addressKey(bridge, a), uint32(port)))
+	}
+	if n.RoutesBack {
+		must(r.t, r.k.Neighbors.Put(backKey(bridge), bridge))
+	}
+	for _, port := range n.Known {
+		must(r.t, r.k.Neighbors.Put(deviceKey(uint32(port)), uint32(port)))
+	}
+}
+
 func (r *runner) checkBytes(got uint64, frame []byte) {
 	if got != uint64(len(frame)) {
 		r.t.Fatalf("%d bytes were counted, want %d", got, len(frame))
@@ -166,7 +200,7 @@ func TestDifferential(t *testing.T) {
 			stack[i].Policy.Mode = []policy.Mode{policy.Enforce, policy.Enforce, policy.Enforce, policy.Audit}[rnd.IntN(4)]
 			stack[i].Policy.Log = policy.Log(rnd.IntN(3))
 		}
-		id := drawnIdentity(rnd)
+		id, n := drawnIdentity(rnd), drawnNeighborhood(rnd)
 		tables, err := Compile(stack)
 		if err != nil {
 			t.Fatalf("seed %d: %v", seed, err)
@@ -174,16 +208,18 @@ func TestDifferential(t *testing.T) {
 		tables.flags &^= flagStateful
 		r.use(tables)
 		r.is(id)
+		r.around(n)
 		for i := range frames {
 			h := hooks[i%len(hooks)]
 			frame := policytest.Frame(rnd, stack[0].Policy)
 			if !tcRuns(frame) {
 				h = hooks[0]
 			}
-			want := alone(stack, id, h.dir, frame)
+			r.from = drawnPorts[rnd.IntN(len(drawnPorts))]
+			want := alone(stack, id, n, h.dir, frame, r.from)
 			if got := r.run(h, stack, frame); got != want {
-				t.Fatalf("seed %d: %s%v\n%s frame %x\nprogram says %v\nspecification says %v",
-					seed, describe(stack), id, h.name, frame, got, want)
+				t.Fatalf("seed %d: %s%v %v\n%s frame %x from %d\nprogram says %v\nspecification says %v",
+					seed, describe(stack), id, n, h.name, frame, r.from, got, want)
 			}
 			counts[want.Reason]++
 			if want.Audited {
@@ -193,21 +229,46 @@ func TestDifferential(t *testing.T) {
 	}
 	t.Logf("%d pairs: %v, %d of them audited", policies*frames, counts, audited)
 	for _, want := range []policy.Reason{policy.Pass, policy.ByRule, policy.ByDefault, policy.Truncated, policy.BadHeader, policy.TooManyTags,
-		policy.TooManyHeaders, policy.Fragment, policy.BadQuote, policy.Spoof} {
+		policy.TooManyHeaders, policy.Fragment, policy.BadQuote, policy.Spoof, policy.NeighborSpoof} {
 		if counts[want] == 0 {
 			t.Errorf("no frame was drawn that gives %s", want)
 		}
 	}
 }
 
-// alone is the specification's verdict on a frame without conversations, id being nil where addresses are not judged.
-func alone(s policy.Stack, id *policy.Identity, dir policy.Direction, frame []byte) policy.Verdict {
-	if id != nil && dir == policy.Egress {
-		if why := id.Judge(frame); why != policy.Pass {
-			return policy.Verdict{Reason: why, Source: -1, Rule: -1, Audited: len(s) > 0 && s.Audited(0)}
-		}
+// alone is the specification's verdict on a frame without conversations, id and n being nil where addresses are not judged.
+func alone(s policy.Stack, id *policy.Identity, n *policy.Neighborhood, dir policy.Direction, frame []byte, from int) policy.Verdict {
+	why := policy.Pass
+	switch {
+	case id != nil && dir == policy.Egress:
+		why = id.Judge(frame)
+	case n != nil && dir == policy.Ingress:
+		why = n.Judge(frame, from)
+	}
+	if why != policy.Pass {
+		return policy.Verdict{Reason: why, Source: -1, Rule: -1, Audited: len(s) > 0 && s.Audited(0)}
 	}
 	return s.Verdict(dir, frame)
+}
+
+// drawnPorts are where frames come in: 0 is the host, 7 the bridge, 8 to 10 are ports of it, of which the last may be new.
+var drawnPorts = []int{0, 7, 8, 9, 10}
+
+// drawnNeighborhood is nil for one policy in four. It has addresses that frames are drawn with.
+func drawnNeighborhood(rnd *rand.Rand) *policy.Neighborhood {
+	if rnd.IntN(4) == 0 {
+		return nil
+	}
+	n := &policy.Neighborhood{Bridge: 7, Port: map[netip.Addr]int{}, Known: []int{8, 9}, RoutesBack: rnd.IntN(4) == 0}
+	if rnd.IntN(2) == 0 {
+		n.Known = append(n.Known, 10)
+	}
+	for _, a := range policytest.Addresses() {
+		if rnd.IntN(2) == 0 {
+			n.Port[a] = drawnPorts[rnd.IntN(len(drawnPorts))]
+		}
+	}
+	return n
 }
 
 // drawnIdentity is nil for one policy in two; most of the frames drawn are of its MAC.

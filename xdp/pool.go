@@ -17,6 +17,7 @@ type pool struct {
 	policies map[uint16]filterPolicy
 	// identities are those that are not zero, by counter block.
 	identities map[uint16]filterIdentity
+	bridges    map[uint16]uint32 // likewise
 	// unused policies and since when. They are freed a grace later: a program may be reading them.
 	unused map[uint16]time.Time
 	states *states
@@ -28,7 +29,7 @@ const deviceSlots = 16384
 func newPool(objs *filterObjects) (*pool, error) {
 	p := &pool{
 		objs: objs, devices: map[int]filterDevice{}, policies: map[uint16]filterPolicy{}, unused: map[uint16]time.Time{},
-		identities: map[uint16]filterIdentity{},
+		identities: map[uint16]filterIdentity{}, bridges: map[uint16]uint32{},
 	}
 	err := readArray(objs.Devices, func(_ uint32, d filterDevice) {
 		if d.Ifindex != 0 {
@@ -58,6 +59,14 @@ func newPool(objs *filterObjects) (*pool, error) {
 	err = readArray(objs.Identities, func(block uint32, id filterIdentity) {
 		if id != (filterIdentity{}) {
 			p.identities[uint16(block)] = id
+		}
+	})
+	if err != nil {
+		return nil, err
+	}
+	err = readArray(objs.Bridges, func(block uint32, bridge uint32) {
+		if bridge != 0 {
+			p.bridges[uint16(block)] = bridge
 		}
 	})
 	if err != nil {
@@ -121,7 +130,7 @@ func (p *pool) setPolicy(ifindex int, w Want, both bool) error {
 		}
 	}
 	// Before the policy of a new device, after which packets are judged by it.
-	if err := p.setIdentity(d.Counters, w, both); err != nil {
+	if err := errors.Join(p.setIdentity(d.Counters, w, both), p.setBridge(d.Counters, w.Bridge)); err != nil {
 		return err
 	}
 	id, err := p.policy(w.Policy)
@@ -178,6 +187,18 @@ func (p *pool) setIdentity(block uint16, w Want, both bool) error {
 	return nil
 }
 
+// setBridge says by the ports of which bridge what a counter block's device receives is judged, 0 for none.
+func (p *pool) setBridge(block uint16, bridge int) error {
+	if p.bridges[block] == uint32(bridge) {
+		return nil
+	}
+	if err := p.objs.Bridges.Put(uint32(block), uint32(bridge)); err != nil {
+		return fmt.Errorf("write map bridges: %w", err)
+	}
+	p.bridges[block] = uint32(bridge)
+	return nil
+}
+
 // isShut reports whether a device has the policy that lets nothing pass. Without a link it was set down.
 func (p *pool) isShut(ifindex int) bool {
 	d, ok := p.devices[ifindex]
@@ -204,11 +225,12 @@ func (p *pool) remove(ifindex int) error {
 	if err != nil {
 		return fmt.Errorf("remove ifindex %d: %w", ifindex, err)
 	}
-	if err := p.setIdentity(d.Counters, Want{}, false); err != nil {
+	if err := errors.Join(p.setIdentity(d.Counters, Want{}, false), p.setBridge(d.Counters, 0)); err != nil {
 		return err
 	}
 	delete(p.devices, ifindex)
 	delete(p.identities, d.Counters)
+	delete(p.bridges, d.Counters)
 	if err := p.states.take(d.Counters); err != nil {
 		return err
 	}

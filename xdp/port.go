@@ -1,6 +1,7 @@
 package xdp
 
 import (
+	"fmt"
 	"net"
 	"strings"
 
@@ -14,6 +15,7 @@ type Port struct {
 	Index  int
 	Name   string
 	Bridge string
+	Master int // the bridge's ifindex
 	// NsID is the namespace id of the other end of a veth, -1 where that is in this namespace, as it is at first with
 	// engines before 28. Peer is the other end's ifindex there, 0 for what is no veth.
 	NsID, Peer int
@@ -57,18 +59,28 @@ func PortAt(ifindex int) (Port, bool) {
 
 func portOf(l netlink.Link, bridge string) Port {
 	a := l.Attrs()
-	p := Port{Index: a.Index, Name: a.Name, Bridge: bridge, NsID: -1, Carrier: a.RawFlags&unix.IFF_LOWER_UP != 0}
+	p := Port{Index: a.Index, Name: a.Name, Bridge: bridge, Master: a.MasterIndex, NsID: -1, Carrier: a.RawFlags&unix.IFF_LOWER_UP != 0}
 	if l.Type() == "veth" {
 		p.NsID, p.Peer = a.NetNsID, a.ParentIndex
 	}
 	return p
 }
 
-// dockers reports whether a port has a name such as Docker gives the host's end of a veth: "veth" and seven lower case
+// Dockers reports whether a port has a name such as Docker gives the host's end of a veth: "veth" and seven lower case
 // hex digits.
-func (p Port) dockers() bool {
+func (p Port) Dockers() bool {
 	digits, ok := strings.CutPrefix(p.Name, "veth")
 	return ok && len(digits) == 7 && strings.Trim(digits, "0123456789abcdef") == ""
+}
+
+// Hairpin reports whether a bridge sends back by a port what has come in by it: so Docker configures its own where it
+// has no proxy for published ports, and the host's rules lead from one container to the other.
+func (p Port) Hairpin() (bool, error) {
+	info, err := netlink.LinkGetProtinfo(&netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Index: p.Index}})
+	if err != nil {
+		return false, fmt.Errorf("ask how %s is a port of its bridge: %w", p.Name, err)
+	}
+	return info.Hairpin, nil
 }
 
 // PeerMAC is the address of the other end of a veth, nil where that cannot be seen. The kernel says it of a

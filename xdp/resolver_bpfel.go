@@ -87,6 +87,13 @@ type resolverIdentity struct {
 	Own uint16
 }
 
+type resolverNeighborKey struct {
+	_       structs.HostLayout
+	Bridge  uint32
+	Family  uint32
+	Address [4]uint32
+}
+
 type resolverNode struct {
 	_     structs.HostLayout
 	Key   [15]uint32
@@ -135,6 +142,7 @@ type resolverShared struct {
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	resolverMapAnswered          = "answered"
+	resolverMapBridges           = "bridges"
 	resolverMapBuckets           = "buckets"
 	resolverMapContainers        = "containers"
 	resolverMapCounters          = "counters"
@@ -145,6 +153,7 @@ const (
 	resolverMapFragments         = "fragments"
 	resolverMapGlobals           = "globals"
 	resolverMapIdentities        = "identities"
+	resolverMapNeighbors         = "neighbors"
 	resolverMapNodes             = "nodes"
 	resolverMapPolicies          = "policies"
 	resolverMapStates            = "states"
@@ -206,6 +215,7 @@ type resolverProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type resolverMapSpecs struct {
 	Answered       *ebpf.MapSpec `ebpf:"answered"`
+	Bridges        *ebpf.MapSpec `ebpf:"bridges"`
 	Buckets        *ebpf.MapSpec `ebpf:"buckets"`
 	Containers     *ebpf.MapSpec `ebpf:"containers"`
 	Counters       *ebpf.MapSpec `ebpf:"counters"`
@@ -216,6 +226,7 @@ type resolverMapSpecs struct {
 	Fragments      *ebpf.MapSpec `ebpf:"fragments"`
 	Globals        *ebpf.MapSpec `ebpf:"globals"`
 	Identities     *ebpf.MapSpec `ebpf:"identities"`
+	Neighbors      *ebpf.MapSpec `ebpf:"neighbors"`
 	Nodes          *ebpf.MapSpec `ebpf:"nodes"`
 	Policies       *ebpf.MapSpec `ebpf:"policies"`
 	States         *ebpf.MapSpec `ebpf:"states"`
@@ -253,6 +264,7 @@ func (o *resolverObjects) Close() error {
 // It can be passed to loadResolverObjects or ebpf.CollectionSpec.LoadAndAssign.
 type resolverMaps struct {
 	Answered       *ebpf.Map `ebpf:"answered"`
+	Bridges        *ebpf.Map `ebpf:"bridges"`
 	Buckets        *ebpf.Map `ebpf:"buckets"`
 	Containers     *ebpf.Map `ebpf:"containers"`
 	Counters       *ebpf.Map `ebpf:"counters"`
@@ -263,6 +275,7 @@ type resolverMaps struct {
 	Fragments      *ebpf.Map `ebpf:"fragments"`
 	Globals        *ebpf.Map `ebpf:"globals"`
 	Identities     *ebpf.Map `ebpf:"identities"`
+	Neighbors      *ebpf.Map `ebpf:"neighbors"`
 	Nodes          *ebpf.Map `ebpf:"nodes"`
 	Policies       *ebpf.Map `ebpf:"policies"`
 	States         *ebpf.Map `ebpf:"states"`
@@ -272,6 +285,7 @@ type resolverMaps struct {
 func (m *resolverMaps) Close() error {
 	return _ResolverClose(
 		m.Answered,
+		m.Bridges,
 		m.Buckets,
 		m.Containers,
 		m.Counters,
@@ -282,6 +296,7 @@ func (m *resolverMaps) Close() error {
 		m.Fragments,
 		m.Globals,
 		m.Identities,
+		m.Neighbors,
 		m.Nodes,
 		m.Policies,
 		m.States,

@@ -30,6 +30,15 @@ func Frame(r *rand.Rand, p policy.Policy) []byte {
 	return frame
 }
 
+// Addresses are those that Frame draws under every policy, and of ARP: of whom it may be said who has them.
+func Addresses() (out []netip.Addr) {
+	e := edgesOf(policy.Policy{})
+	for _, a := range append(append(e.peers4, e.peers6...), Local4) {
+		out = append(out, netip.MustParseAddr(a))
+	}
+	return out
+}
+
 // edges are the values at which the rules of a policy change their mind, beside some that they never do.
 type edges struct {
 	peers4, peers6 []string

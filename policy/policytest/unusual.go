@@ -40,6 +40,11 @@ func Container() policy.Identity {
 	return id
 }
 
+// Peer are the addresses of who sends the frames of Received.
+func Peer() []netip.Addr {
+	return []netip.Addr{netip.MustParseAddr(peer4), netip.MustParseAddr(peer6)}
+}
+
 // The lists of the table, both for either direction.
 const (
 	AllowList = "xdp.allow=443/tcp,53/udp@192.0.2.0/24+2001:db8:b::/48"

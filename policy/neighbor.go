@@ -1,0 +1,51 @@
+package policy
+
+import (
+	"net/netip"
+	"slices"
+)
+
+// Neighborhood is what is known of the bridge that one of a container's veths is a port of. Ports are ifindexes.
+type Neighborhood struct {
+	Bridge int
+	// Port is the port that has an address, 0 for none: who had it is gone.
+	Port map[netip.Addr]int
+	// Known are the ports of which it is known which addresses they have.
+	Known []int
+	// RoutesBack: what one neighbour sends to an address of the host may be routed back for another, as it is.
+	RoutesBack bool
+}
+
+// Judge says of a frame that the container receives, from its destination MAC on, whether it bears an address of who sent
+// it: Pass, or NeighborSpoof. from is the port by which it came in, 0 for what the host itself sends, Bridge for what the
+// host routes back to where it came from.
+func (n Neighborhood) Judge(frame []byte, from int) Reason { return n.judge(readFrame(frame), from) }
+
+func (n Neighborhood) judge(pkt packet, from int) Reason {
+	if judged := slices.Contains(n.Known, from); from == n.Bridge && n.RoutesBack || from != n.Bridge && !judged {
+		return Pass
+	}
+	for _, a := range []netip.Addr{pkt.senderAddress(), pkt.target()} {
+		if port, has := n.Port[a]; has && port != from {
+			return NeighborSpoof
+		}
+	}
+	return Pass
+}
+
+// senderAddress is the source of an IP packet, or what ARP claims; invalid for none.
+func (p packet) senderAddress() netip.Addr {
+	if p.class == isARP {
+		return p.claim
+	}
+	return p.src
+}
+
+// target is the address whose place a neighbour advertisement tells, whether it is built in or not; invalid for none.
+func (p packet) target() netip.Addr {
+	const advertise = 136
+	if p.icmp == nil || !p.dst.Is6() || p.first || p.icmp[0] != advertise || len(p.icmp) < 24 {
+		return netip.Addr{}
+	}
+	return netip.AddrFrom16([16]byte(p.icmp[8:]))
+}

@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"maps"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -58,6 +59,9 @@ type kernel interface {
 	Shut(ifindex int) (byFilter bool, err error)
 	Detach(ifindex int) error
 	Unseen(ifindex int) uint64
+	Introduce(bridge, port int, addrs []netip.Addr, sure bool) error
+	Introduced(port int) bool
+	RoutesBack(bridge int, does bool) error
 	CloseResolver(path string, ifindex int, udp, tcp bool) error
 	Devices() []int
 	ByHand(ifindex int) bool
@@ -176,6 +180,7 @@ type agent struct {
 	veths        func() (namespaces, []xdp.Port, error)
 	portAt       func(ifindex int) (xdp.Port, bool)
 	peerMAC      func(xdp.Port) net.HardwareAddr
+	hairpin      func(xdp.Port) (bool, error)
 	processes    func(proc string, nsids []int) (map[int][]int, error)
 	listOutlets  func(path string) ([]xdp.Outlet, error)
 	watchHost    func(ctx context.Context, ring func(), arrived func(ifindex int))
@@ -207,6 +212,14 @@ type agent struct {
 	attaching, outlining     map[string]bool // by id of the network, of the container
 	holdTrouble, procTrouble string          // as hostTrouble
 
+	// Who is behind the ports of bridges. Bridges in guarded are those by whose ports it is judged who has sent what is
+	// received; of those in asked, by ifindex, it is known whether the host routes back to them.
+	ports           map[int]xdp.Port
+	nameless        map[int]time.Time // ports, since when their networks do not name who is there
+	guarded         map[string]bool
+	asked           map[int]bool
+	neighborTrouble string // as hostTrouble
+
 	ctx    context.Context // ends with the agent
 	news   chan func()
 	bell   chan struct{}
@@ -221,6 +234,7 @@ func newAgent(k kernel, h holder, o Options) *agent {
 		veths:       func() (namespaces, []xdp.Port, error) { return xdp.ListVeths() },
 		portAt:      xdp.PortAt,
 		peerMAC:     xdp.Port.PeerMAC,
+		hairpin:     xdp.Port.Hairpin,
 		processes:   xdp.Processes,
 		listOutlets: xdp.Outlets,
 		readHost:    readHost,
@@ -234,6 +248,7 @@ func newAgent(k kernel, h holder, o Options) *agent {
 		detachByHand: func(ifindex int) error { return xdp.DetachByHand(o.Dir, ifindex) },
 		containers:   map[string]*container{}, records: map[string]string{}, dirty: map[string]bool{}, hostStale: true,
 		plain: map[string]bool{}, held: map[int]*port{}, attaching: map[string]bool{}, outlining: map[string]bool{},
+		ports: map[int]xdp.Port{}, nameless: map[int]time.Time{}, guarded: map[string]bool{}, asked: map[int]bool{},
 		news: make(chan func(), 64), slots: make(chan struct{}, inspectors), bell: make(chan struct{}, 1), ended: make(chan struct{}),
 	}
 }
@@ -373,6 +388,7 @@ func (a *agent) reconcile() (again bool) {
 		a.log.Error("cannot list the host's links; trying again", "error", err)
 		return false
 	}
+	a.seePorts(ports)
 	a.lookAround()
 	a.around.joiners = a.joiners()
 	if a.portsStale {
@@ -590,6 +606,9 @@ func (a *agent) attach(c *container, i *Interface, siblings []int) error {
 	want := xdp.Want{Policy: c.want.tables, Mode: c.want.mode, BothHooks: c.want.both, Program: c.object.program, Siblings: siblings}
 	if err := a.identify(c, i, &want); err != nil {
 		return a.shut(i, OneLine(err))
+	}
+	if want.Bridge != 0 {
+		a.guard(a.ports[i.Ifindex].Bridge)
 	}
 	if c.want.program != "" && a.kernel.ByHand(i.Ifindex) {
 		a.log.Warn("a program by hand gives way to xdp.program", "container", c.Name, "id", short(c.ID), "veth", i.Ifname)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -96,6 +97,7 @@ func (a *agent) follow(ctx context.Context, e Engine) error {
 	}
 	a.tell(func() {
 		a.session = &session{Engine: e, ctx: ctx}
+		clear(a.asked) // it may have been configured anew
 		for _, c := range a.containers {
 			c.stale = true // nobody heard what has happened meanwhile
 		}
@@ -139,6 +141,7 @@ func (a *agent) relist() {
 		return
 	}
 	a.askNetworks()
+	a.lookAtNeighbors(slices.Collect(maps.Keys(a.around.networks))...)
 	s.listing = true
 	a.beside.Go(func() {
 		ctx, cancel := context.WithTimeout(s.ctx, answerTimeout)
@@ -197,6 +200,7 @@ func (a *agent) heard(event docker.Event) {
 	c := a.containers[event.ID]
 	if event.Action == docker.ActionConnect {
 		a.wake(event.NetworkID)
+		a.lookAtNeighbors(event.NetworkID)
 	}
 	switch {
 	case event.Action == docker.ActionNetworks:

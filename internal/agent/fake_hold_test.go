@@ -21,6 +21,8 @@ type fakeHold struct {
 	prepared []int
 	lapsed   bool
 	fail     map[string]error
+	// releasing is called before a port is released; nil for nothing.
+	releasing func(ifindex int)
 }
 
 func newFakeHold() *fakeHold {
@@ -75,6 +77,9 @@ func (h *fakeHold) Release(ifindexes ...int) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for _, i := range ifindexes {
+		if h.releasing != nil {
+			h.releasing(i)
+		}
 		h.released[i] = true
 	}
 	return h.fail["release"]

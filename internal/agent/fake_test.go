@@ -9,6 +9,7 @@ import (
 	"io"
 	"log/slog"
 	"maps"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -41,6 +42,9 @@ type fakeKernel struct {
 	last       map[int]xdp.Want          // what was attached last
 	objects    map[string]xdp.Program    // the program directory
 	resolvers  map[string]resolverClosed // by path of the namespace
+	neighbors  map[int][]netip.Addr      // by port, where it is known
+	routesBack bool                      // the host does, to whichever bridge
+	hairpin    bool                      // ports are so configured
 	fail       map[string]error          // "attach 7", "shut 7", "save", "veths" -> error
 	calls      []string
 	outlets    map[string][]xdp.Outlet // by path of the namespace
@@ -52,7 +56,7 @@ func newFakeKernel() *fakeKernel {
 	return &fakeKernel{
 		namespaces: map[string][]xdp.Veth{}, attached: map[int]string{}, byHand: map[int]bool{}, foreign: map[int]bool{}, unseen: map[int]uint64{},
 		records: map[string][]byte{}, fail: map[string]error{}, host: &host{}, last: map[int]xdp.Want{},
-		objects: map[string]xdp.Program{}, resolvers: map[string]resolverClosed{}, outlets: map[string][]xdp.Outlet{}, hold: newFakeHold(),
+		neighbors: map[int][]netip.Addr{}, objects: map[string]xdp.Program{}, resolvers: map[string]resolverClosed{}, outlets: map[string][]xdp.Outlet{}, hold: newFakeHold(),
 	}
 }
 
@@ -87,6 +91,26 @@ func (k *fakeKernel) Attach(ifindex int, w xdp.Want) error {
 		delete(k.byHand, ifindex)
 	}
 	return nil
+}
+
+func (k *fakeKernel) Introduce(_, port int, addrs []netip.Addr, _ bool) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.neighbors[port] = addrs
+	return k.call("introduce %d", port)
+}
+
+func (k *fakeKernel) Introduced(port int) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return len(k.neighbors[port]) > 0
+}
+
+func (k *fakeKernel) RoutesBack(bridge int, does bool) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.routesBack = does
+	return k.call("routes back %d", bridge)
 }
 
 func (k *fakeKernel) CloseResolver(path string, _ int, udp, tcp bool) error {
@@ -550,6 +574,11 @@ func fakeAgent(k *fakeKernel, o Options) *agent {
 		return k, k.hold.list(), k.fail["veths"]
 	}
 	a.portAt, a.peerMAC, a.processes, a.listOutlets = k.hold.at, k.hold.mac, k.hold.processes, k.listOutlets
+	a.hairpin = func(xdp.Port) (bool, error) {
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		return k.hairpin, nil
+	}
 	a.watchRules = func(ctx context.Context, _ func()) { <-ctx.Done() }
 	a.watchOthers = func(ctx context.Context, _ func()) { <-ctx.Done() }
 	a.readHost = func() (*host, error) {

@@ -35,6 +35,9 @@ func (a *agent) identify(c *container, i *Interface, want *xdp.Want) error {
 		c.own = ownAddresses{own, tables}
 	}
 	want.Own = c.own.tables
+	if c.want.watches(i.Network) {
+		want.Bridge = a.ports[i.Ifindex].Master
+	}
 	for _, e := range c.Networks {
 		if e.Network == i.Network {
 			want.MAC = e.MAC

@@ -37,6 +37,7 @@ type port struct {
 	ends     []docker.Attachment // what its network has said since it came
 	end      *docker.Attachment  // the one of them that is its other end, nil until known
 	news     bool                // there is something new to recognise it by
+	silent   bool                // the network has not said what there is
 	prepared bool                // has hooks, which let pass what the hold does
 	resting  bool                // until it is looked for again
 	pause    time.Duration       // how long that is
@@ -52,6 +53,7 @@ func (a *agent) arrived(ifindex int) {
 	if !ok {
 		return
 	}
+	a.ports[ifindex] = found
 	held, err := a.hold.Arrived(found)
 	a.complain(&a.holdTrouble, err, "cannot hold a new port", "port", found.Name)
 	if held {
@@ -113,11 +115,11 @@ func (a *agent) settle(p *port) {
 		a.anticipate(p)
 		a.seek(p, network)
 	case c == nil && a.plain[p.id]:
-		a.letGo(p)
+		a.welcome(p, network)
 	case c == nil || !c.inspected && !c.outlined:
 		a.outline(p.id)
 	case !c.asks:
-		a.letGo(p)
+		a.welcome(p, network)
 	case !c.inspected && (c.want.live || len(a.around.conf.Policies) > 0):
 		// What it wants takes more than its outline: an inspect is out.
 	case p.end == nil && c.want.antispoof && network.Name != gatewayBridge:
@@ -155,6 +157,10 @@ func (a *agent) filter(c *container, p *port, network docker.Network) {
 		c.object = object{} // of an earlier run
 	}
 	a.readObject(c)
+	if c.want.watches(network.Name) {
+		a.guarded[network.Bridge] = true
+		a.introduce(network, p.ends)
+	}
 	var err error
 	if why := c.problem(); why != "" {
 		err = a.shut(&i, why)
@@ -234,16 +240,20 @@ func (a *agent) freed(c *container, i Interface) {
 		return
 	}
 	p.id = c.ID
-	complete := !c.want.antispoof || i.Network == gatewayBridge || slices.ContainsFunc(c.Networks, func(e docker.Endpoint) bool {
+	n := slices.IndexFunc(c.Networks, func(e docker.Endpoint) bool {
 		return e.Network == i.Network && e.MAC != nil && !c.stale
 	})
-	if complete {
+	if n >= 0 && p.end == nil {
+		p.end = &docker.Attachment{ContainerID: c.ID, MAC: c.Networks[n].MAC, Addrs: c.Networks[n].Addrs}
+	}
+	if n >= 0 || !c.want.antispoof || i.Network == gatewayBridge {
 		a.letGo(p)
 	}
 }
 
 // letGo releases a port.
 func (a *agent) letGo(p *port) {
+	a.introduceHeld(p)
 	delete(a.held, p.Index)
 	a.log.Debug("a new port may send", "port", p.Name, "id", short(p.id), "held", time.Since(p.live), "prepared", p.prepared)
 	if err := a.hold.Release(p.Index); err != nil {

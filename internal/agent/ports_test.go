@@ -185,7 +185,7 @@ func TestCreateUnheard(t *testing.T) {
 		r.happens(labelled)
 		r.happens(free)
 		r.engine.set(func() { r.engine.hang[labelled.ID] = make(chan struct{}) })
-		r.attaches(itsEnd(labelled.ID))
+		r.attaches(itsEnd(labelled.ID), docker.Attachment{ContainerID: free.ID, MAC: net.HardwareAddr{0, 0, 0x5e, 0, 0x53, 2}})
 		r.process(70, 5, labelled.ID)
 		r.process(80, 6, free.ID)
 		r.port(in(near(7), 5), itsMAC)

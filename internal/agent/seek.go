@@ -143,8 +143,12 @@ func (a *agent) askAttachments(n docker.Network) {
 			if a.session == s && !errdefs.IsNotFound(err) {
 				a.complain(&s.attachTrouble, err, "cannot ask a network what is attached to it", "network", n.Name)
 			}
+			if err == nil && a.guarded[n.Bridge] {
+				a.introduce(n, ends)
+			}
 			for _, p := range ports {
 				p.ends, p.news = ends, true
+				p.silent = err != nil
 				a.rest(p)
 			}
 			a.settlePorts()

@@ -1,0 +1,159 @@
+package agent
+
+import (
+	"bytes"
+	"errors"
+	"net"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/vethwall/vethwall/docker"
+	"github.com/vethwall/vethwall/policy"
+	"github.com/vethwall/vethwall/xdp"
+)
+
+// nameLimit is how long a network may take to name what is behind a port of a container without a filter, which waits for no more than
+// the others' sake.
+const nameLimit = time.Second / 2
+
+// watches reports whether c judges by who has sent what it receives on a network.
+func (w want) watches(network string) bool {
+	return w.antispoof && w.tables != nil && w.tables.Receives && network != gatewayBridge
+}
+
+// guard is told that a container judges what it receives by who its neighbours are. From now on it is followed who is
+// behind the ports of the bridge.
+func (a *agent) guard(bridge string) {
+	if n, listed := a.around.behind(bridge); listed && !a.guarded[bridge] {
+		a.guarded[bridge] = true
+		a.askAttachments(n)
+	}
+}
+
+// lookAtNeighbors asks those of networks who is there whose neighbours are judged.
+func (a *agent) lookAtNeighbors(networks ...string) {
+	for _, id := range networks {
+		if n := a.around.networks[id]; a.guarded[n.Bridge] {
+			a.askAttachments(n)
+		}
+	}
+}
+
+// welcome releases a port whose container has no filter; where others judge by who has sent, not before they know him.
+func (a *agent) welcome(p *port, n docker.Network) {
+	if a.guarded[p.Bridge] && p.end == nil && !p.silent && (p.live.IsZero() || time.Since(p.live) < nameLimit) {
+		a.seek(p, n)
+		return
+	}
+	a.letGo(p)
+}
+
+// introduce tells the kernel who is behind the ports of a network, of which ends are all that is attached to it. A port that is
+// held is told of when it is released. A list that lacks somebody changes nothing for him, and nobody gets by it what another
+// port has: he may have taken the other's MAC.
+func (a *agent) introduce(n docker.Network, ends []docker.Attachment) {
+	bridge := 0
+	macs := map[string][]int{}
+	var nameless []int
+	for _, p := range a.ports {
+		if p.Bridge != n.Bridge || a.held[p.Index] != nil {
+			continue
+		}
+		if bridge = p.Master; a.kernel.Introduced(p.Index) {
+			continue
+		}
+		mac := a.peerMAC(p)
+		if !slices.ContainsFunc(ends, func(e docker.Attachment) bool { return mac != nil && bytes.Equal(e.MAC, mac) }) {
+			nameless = append(nameless, p.Index)
+			continue
+		}
+		macs[mac.String()] = append(macs[mac.String()], p.Index)
+	}
+	if bridge == 0 {
+		return
+	}
+	errs := []error{a.askRouting(n, bridge), a.kernel.Introduce(bridge, bridge, a.around.host.in(n), true)}
+	for _, e := range ends {
+		if ports := macs[e.MAC.String()]; len(ports) == 1 {
+			errs = append(errs, a.kernel.Introduce(bridge, ports[0], addressesOf(e.MAC, e.Addrs), false))
+		} else {
+			nameless = append(nameless, ports...) // one has taken the other's MAC
+		}
+	}
+	for _, ifindex := range nameless {
+		// A list may be older than a port, or its network slow to name what is behind it.
+		since, before := a.nameless[ifindex]
+		if !before {
+			a.nameless[ifindex] = time.Now()
+		} else if time.Since(since) > holdLimit {
+			errs = append(errs, a.kernel.Introduce(bridge, ifindex, nil, false))
+		}
+	}
+	a.complain(&a.neighborTrouble, errors.Join(errs...), "cannot tell the kernel who the neighbours are", "network", n.Name)
+}
+
+// askRouting looks once in the life of an engine whether a network is one to which the host routes back what neighbours send to
+// its own addresses: what it forwards to a published port where Docker has no proxy. All ports of such a network tell.
+func (a *agent) askRouting(n docker.Network, bridge int) error {
+	if a.asked[bridge] {
+		return nil
+	}
+	for _, p := range a.ports {
+		if p.Bridge != n.Bridge || !p.Dockers() {
+			continue
+		}
+		does, err := a.hairpin(p)
+		if err == nil {
+			a.asked[bridge] = true
+			err = a.kernel.RoutesBack(bridge, does)
+		}
+		return err
+	}
+	return nil
+}
+
+// introduceHeld tells the kernel who is behind a port that is about to be released. No process of his could have changed his
+// MAC, so whoever had his addresses before, and has left a port behind, has them no more.
+func (a *agent) introduceHeld(p *port) {
+	if !a.guarded[p.Bridge] || p.end == nil {
+		return
+	}
+	err := a.kernel.Introduce(p.Master, p.Index, addressesOf(p.end.MAC, p.end.Addrs), true)
+	a.complain(&a.neighborTrouble, err, "cannot tell the kernel who a new neighbour is", "port", p.Name)
+}
+
+// addressesOf are the addresses of an endpoint.
+func addressesOf(mac net.HardwareAddr, addrs []netip.Addr) []netip.Addr {
+	out := slices.Clone(addrs)
+	if len(mac) == 6 {
+		out = append(out, policy.LinkLocal([6]byte(mac)))
+	}
+	return out
+}
+
+// in are the host's addresses in the subnets of a network: its gateways, which Docker does not list where it chose them itself.
+func (h *host) in(n docker.Network) (out []netip.Addr) {
+	if h == nil {
+		return nil
+	}
+	for _, a := range h.addrs {
+		if slices.ContainsFunc(n.Subnets, func(p netip.Prefix) bool { return p.Contains(a) }) {
+			out = append(out, a)
+		}
+	}
+	return out
+}
+
+// seePorts takes in the ports that there are.
+func (a *agent) seePorts(ports []xdp.Port) {
+	clear(a.ports)
+	for _, p := range ports {
+		a.ports[p.Index] = p
+	}
+	for ifindex := range a.nameless {
+		if _, there := a.ports[ifindex]; !there {
+			delete(a.nameless, ifindex)
+		}
+	}
+}

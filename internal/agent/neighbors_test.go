@@ -1,0 +1,193 @@
+package agent
+
+import (
+	"errors"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/vethwall/vethwall/docker"
+	"github.com/vethwall/vethwall/policy"
+	"github.com/vethwall/vethwall/xdp"
+)
+
+const bridgeIndex = 3
+
+// port8 is that of a neighbour, and its end.
+func port8() xdp.Port {
+	p := in(near(8), 6)
+	p.Master = bridgeIndex
+	return p
+}
+
+var end8 = docker.Attachment{MAC: net.HardwareAddr{0, 0, 0x5e, 0, 0x53, 8}, Addrs: []netip.Addr{netip.MustParseAddr("192.0.2.8"), netip.MustParseAddr("2001:db8::8")}}
+
+// addresses8 are all that come in by port8.
+var addresses8 = append(slices.Clone(end8.Addrs), policy.LinkLocal([6]byte(end8.MAC)))
+
+// plugged has ports that were there before the agent.
+func (r *rig) plugged(mac net.HardwareAddr, p xdp.Port) {
+	p.Master = bridgeIndex
+	h := r.kernel.hold
+	h.set(func() { h.ports[p.Index], h.macs[p.Index], h.released[p.Index] = p, mac, true })
+}
+
+// knows checks which addresses a port is known to have; nil where nothing of it is known.
+func (r *rig) knows(port int, want []netip.Addr) {
+	r.t.Helper()
+	r.kernel.mu.Lock()
+	defer r.kernel.mu.Unlock()
+	if got := r.kernel.neighbors[port]; !slices.Equal(got, want) {
+		r.t.Errorf("port %d is known for %v, want %v", port, got, want)
+	}
+}
+
+func (r *rig) judgesBy(ifindex, want int) {
+	r.t.Helper()
+	r.kernel.mu.Lock()
+	defer r.kernel.mu.Unlock()
+	if got := r.kernel.last[ifindex].Bridge; got != want {
+		r.t.Errorf("device %d judges by the ports of %d, want %d", ifindex, got, want)
+	}
+}
+
+// guarding is a running container that judges by who has sent what it receives, and a neighbour that runs as well.
+func guarding(r *rig) {
+	gateway := netip.MustParseAddr("192.0.2.1")
+	n := bridge
+	n.Subnets = []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}
+	r.engine.networks = []docker.Network{n}
+	r.kernel.host.addrs = []netip.Addr{gateway, netip.MustParseAddr("198.51.100.1")}
+	r.plugged(itsMAC, in(near(7), 5))
+	r.plugged(end8.MAC, port8())
+	r.engine.attached[bridge.ID] = []docker.Attachment{itsEnd(""), end8}
+}
+
+// TestNeighborsAreKnown has neighbours that were there before, and a list that lacks them later.
+func TestNeighborsAreKnown(t *testing.T) {
+	inTime(t, []docker.Container{box(7, true, "xdp.ingress.drop=udp")}, guarding, func(r *rig) {
+		r.judgesBy(7, bridgeIndex)
+		r.knows(7, []netip.Addr{itsAddr, policy.LinkLocal([6]byte(itsMAC))})
+		r.knows(8, addresses8)
+		r.knows(bridgeIndex, []netip.Addr{netip.MustParseAddr("192.0.2.1")})
+		r.attaches()
+		r.after(time.Minute)
+		r.knows(8, addresses8)
+		r.engine.set(func() { r.engine.broken["attachments"] = errors.New("no answer") })
+		r.after(time.Minute)
+		r.knows(8, addresses8)
+	})
+}
+
+// TestRoutesBack has an engine without a proxy for published ports.
+func TestRoutesBack(t *testing.T) {
+	for _, hairpin := range []bool{false, true} {
+		inTime(t, []docker.Container{box(7, true, "xdp.ingress.drop=udp")}, func(r *rig) {
+			guarding(r)
+			r.kernel.hairpin = hairpin
+		}, func(r *rig) {
+			r.after(time.Minute)
+			told := r.kernel.count("routes back 3")
+			r.kernel.mu.Lock()
+			defer r.kernel.mu.Unlock()
+			if r.kernel.routesBack != hairpin || told != 1 {
+				t.Errorf("hairpin is %v, the kernel is told %v, %d times", hairpin, r.kernel.routesBack, told)
+			}
+		})
+	}
+}
+
+// TestNobodyJudgesNeighbors has policies that need not know who has sent what.
+func TestNobodyJudgesNeighbors(t *testing.T) {
+	for _, label := range []string{"xdp.enable=true", "xdp.antispoof=false xdp.ingress.drop=udp", "xdp.drop=nonsense"} {
+		inTime(t, []docker.Container{box(7, true, strings.Fields(label)...)}, guarding, func(r *rig) {
+			r.judgesBy(7, 0)
+			r.after(time.Minute)
+			r.knows(8, nil)
+		})
+	}
+}
+
+// TestNewNeighbor starts a container without labels: its first packet finds that it is known.
+func TestNewNeighbor(t *testing.T) {
+	inTime(t, []docker.Container{box(7, true, "xdp.ingress.drop=udp")}, func(r *rig) {
+		guarding(r)
+		h := r.kernel.hold
+		delete(h.ports, 8)
+		delete(h.released, 8)
+		r.engine.attached[bridge.ID] = []docker.Attachment{itsEnd("")}
+		h.releasing = func(ifindex int) {
+			if ifindex == 8 && len(r.kernel.neighbors[8]) == 0 {
+				t.Error("released before it is known")
+			}
+		}
+	}, func(r *rig) {
+		created := box(8, false)
+		r.happens(created, docker.ActionCreate)
+		r.process(80, 6, created.ID)
+		r.port(port8(), end8.MAC)
+		// Other containers start, and the network says each time what there is.
+		for range 20 {
+			r.agent.tell(func() { r.agent.lookAtNeighbors(bridge.ID) })
+			r.after(5 * time.Millisecond)
+		}
+		r.released(8, false)
+		r.knows(8, nil)
+		r.attaches(itsEnd(""), end8)
+		r.after(100 * time.Millisecond)
+		r.released(8, true)
+		r.knows(8, addresses8)
+	})
+}
+
+// TestNewNeighborUnnamed has the network not name a new neighbour, or not answer: it is not held for long, and the next lists
+// say who it is.
+func TestNewNeighborUnnamed(t *testing.T) {
+	for name, tc := range map[string]struct {
+		err  error
+		wait time.Duration
+	}{
+		"not named": {nil, time.Second}, "no answer": {errors.New("forbidden"), 10 * time.Millisecond},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inTime(t, []docker.Container{box(7, true, "xdp.ingress.drop=udp")}, func(r *rig) {
+				guarding(r)
+				delete(r.kernel.hold.ports, 8)
+				delete(r.kernel.hold.released, 8)
+				r.engine.attached[bridge.ID] = []docker.Attachment{itsEnd("")}
+			}, func(r *rig) {
+				r.engine.set(func() { r.engine.broken["attachments"] = tc.err })
+				created := box(8, false)
+				r.happens(created, docker.ActionCreate)
+				r.process(80, 6, created.ID)
+				r.port(port8(), end8.MAC)
+				r.after(tc.wait)
+				r.released(8, true)
+				r.knows(8, nil)
+				r.engine.set(func() { r.engine.broken["attachments"] = nil })
+				r.attaches(itsEnd(""), end8)
+				r.after(2 * resync)
+				r.knows(8, addresses8)
+			})
+		})
+	}
+}
+
+// TestSameMAC has a neighbour take another's MAC before the agent comes: neither is taken for the other.
+func TestSameMAC(t *testing.T) {
+	inTime(t, []docker.Container{box(7, true, "xdp.ingress.drop=udp")}, func(r *rig) {
+		guarding(r)
+		r.plugged(end8.MAC, in(near(9), 7))
+	}, func(r *rig) {
+		r.after(time.Minute)
+		r.knows(8, nil)
+		r.knows(9, nil)
+		r.knows(7, []netip.Addr{itsAddr, policy.LinkLocal([6]byte(itsMAC))})
+		if n := r.kernel.count("introduce 9"); n == 0 {
+			t.Error("who has another's MAC may send what he likes")
+		}
+	})
+}

@@ -117,7 +117,7 @@ func reason(e agent.Event) string {
 		return e.Reason + " " + clean(e.Rule)
 	case e.Reason == policy.ByRule.String() || e.Reason == policy.LimitReached.String():
 		return e.Reason + " of an earlier policy"
-	case e.Reason == policy.Spoof.String():
+	case e.Reason == policy.Spoof.String() || e.Reason == policy.NeighborSpoof.String():
 		return e.Reason + ", from " + e.MAC
 	}
 	return e.Reason

@@ -1,0 +1,255 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"net"
+	"net/netip"
+	"syscall"
+	"testing"
+
+	"github.com/vethwall/vethwall/internal/enginetest"
+	"github.com/vethwall/vethwall/policy"
+)
+
+// The peer that is let in, and somebody else who is, by TCP alone, and the host.
+const (
+	peer4, peer6 = "192.0.2.5", "2001:db8:2::5"
+	friend4      = "192.0.2.6"
+	gateway4     = "192.0.2.1"
+)
+
+// neighbors is an engine with containers that let in one peer of their network, and with a neighbour without labels that has no
+// more than what Docker gives everybody.
+type neighbors struct {
+	*forgery
+	v              *enginetest.Vethwall
+	image, network string
+	gateway        net.HardwareAddr
+	peer           *enginetest.Container
+}
+
+func newNeighbors(t *testing.T, flags ...string) *neighbors {
+	t.Helper()
+	v := enginetest.Own(t, flags...).Install()
+	s := &neighbors{v: v, image: v.Image(), forgery: &forgery{tr: &traffic{v: v, sinks: map[string]sink{}}, device: "eth0"}}
+	s.network = v.Network("one", "--ipv6", "--subnet", subnet4, "--ip-range", "192.0.2.128/25", "--gateway", gateway4, "--subnet", subnet6)
+	bridge := "br-" + v.Run("network", "inspect", "--format", "{{.Id}}", s.network)[:12]
+	out, err := v.Command("ip", "-j", "link", "show", "dev", bridge).Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var links []struct{ Address string }
+	if err := json.Unmarshal(out, &links); err != nil || len(links) != 1 {
+		t.Fatalf("%v: %s", err, out)
+	}
+	if s.gateway, err = net.ParseMAC(links[0].Address); err != nil {
+		t.Fatal(err)
+	}
+	s.peer = v.Start(s.image, "peer", []string{"--network", s.network, "--ip", peer4, "--ip6", peer6})
+	s.tr.marker = v.Start(s.image, "friend", []string{"--network", s.network, "--ip", friend4})
+	s.from = v.Start(s.image, "forger", []string{"--network", s.network})
+	return s
+}
+
+// serve starts a container that lets in the peer alone, and aims at it.
+func (s *neighbors) serve(t *testing.T, name string, labels ...string) {
+	t.Helper()
+	labels = append(labels, "xdp.ingress.allow=443/tcp@"+peer4+"+"+peer6+"+"+friend4+",53/udp@"+peer4+"+"+peer6+"+"+gateway4)
+	c := s.v.With(t).Serve(s.image, name, labelled(s.network, labels...), "53/udp", "443/tcp")
+	s.tr.sinks[name] = sink{Container: c, v4: c.Addr(s.network, 4), v6: c.Addr(s.network, 6)}
+	awaitFilter(t, s.v, c.Name, 1)
+	s.aim(t, name)
+}
+
+// aim makes a container the one that is lied to, in the name of the peer.
+func (s *neighbors) aim(t *testing.T, name string) {
+	t.Helper()
+	s.t, s.sink = t, name
+	s.to, s.me = identityOf(t, s.v, s.tr.sinks[name].Container, s.network), identityOf(t, s.v, s.from, s.network)
+	if s.v.With(t).Run("inspect", "--format", "{{.State.Running}}", s.peer.ID) == "true" {
+		s.other = identityOf(t, s.v, s.peer, s.network)
+	}
+}
+
+// dials lets a container open a connection to the one that is aimed at, by each of addresses.
+func (s *neighbors) dials(from *enginetest.Container, addresses ...netip.Addr) {
+	s.t.Helper()
+	for _, a := range addresses {
+		s.tr.n++
+		// A SYN that is lost would be sent again after a second.
+		from.With(s.v.Docker.With(s.t)).MustDo("tcp-dial", "-wait", "900ms", net.JoinHostPort(a.String(), "443"), fmt.Sprintf("%s dials %d", from.Name, s.tr.n))
+	}
+}
+
+// refused is how many packets the container that is aimed at has refused for who has sent them.
+func (s *neighbors) refused() uint64 {
+	s.t.Helper()
+	got, _ := statusOf(s.t, s.v, s.tr.sinks[s.sink].Name)
+	return dropsFor(got, policy.NeighborSpoof)
+}
+
+// lies sends datagrams in the peer's name: with the sender's MAC, the peer's and the gateway's, and by way of the host; and says
+// in the name of the peer where he is. Whoever marks sends something true afterwards.
+func (s *neighbors) lies(passes bool, marks *enginetest.Container) {
+	s.t.Helper()
+	s.tr.n++
+	var frames [][]byte
+	var texts []string
+	lie := func(mac net.HardwareAddr, src netip.Addr, how string) []byte {
+		texts = append(texts, fmt.Sprintf("%s %d %s %s", s.t.Name(), s.tr.n, how, src))
+		frames = append(frames, s.datagram(mac, src, texts[len(texts)-1]))
+		return frames[len(frames)-1]
+	}
+	for how, mac := range map[string]net.HardwareAddr{"its own MAC": s.me.mac, "the peer's MAC": s.other.mac, "the gateway's MAC": s.gateway} {
+		lie(mac, s.other.v4, how)
+		lie(mac, s.other.v6, how)
+	}
+	copy(lie(s.me.mac, s.other.v4, "by way of the host"), s.gateway)
+	lie(s.gateway, netip.MustParseAddr(gateway4), "as the host")
+	before := s.refused()
+	s.send(append(frames, s.poison()...)...)
+	s.dials(marks, netip.MustParseAddr(s.to.v4.String()))
+	if passes {
+		s.await(texts...)
+		s.succeeds()
+		return
+	}
+	for _, text := range texts {
+		if n := s.arrived(text); n > 0 {
+			s.t.Errorf("%q arrived %d times", text, n)
+		}
+	}
+	if got := s.poisoned(); len(got) > 0 {
+		s.t.Errorf("the container believes that it is %v", got)
+	}
+	if got, want := s.refused()-before, uint64(len(frames)+2); got != want {
+		s.t.Errorf("%d packets are refused, want %d", got, want)
+	}
+}
+
+// honest lets the peer dial, and shows that none of his packets was refused.
+func (s *neighbors) honest() {
+	s.t.Helper()
+	before := s.refused()
+	s.dials(s.peer, s.to.v4, s.to.v6, s.to.v4)
+	if got := s.refused() - before; got > 0 {
+		s.t.Errorf("%d packets of the peer are refused", got)
+	}
+}
+
+// TestNeighborSpoof lets a neighbour without labels send in the name of the only one who is let in.
+func TestNeighborSpoof(t *testing.T) {
+	t.Parallel()
+	s := newNeighbors(t)
+	s.v.StartAgent("-v")
+	t.Run("off", func(t *testing.T) {
+		s.serve(t, "off", "xdp.antispoof=false")
+		s.lies(true, s.peer)
+	})
+	s.serve(t, "db")
+	subtest := func(name string, do func(t *testing.T)) {
+		t.Run(name, func(t *testing.T) {
+			s.aim(t, "db")
+			do(t)
+		})
+	}
+	subtest("on", func(*testing.T) {
+		s.honest()
+		s.lies(false, s.peer)
+		s.honest()
+	})
+	subtest("the peer is stopped, and starts again", func(t *testing.T) {
+		s.v.With(t).Run("stop", "--time", "0", s.peer.ID)
+		s.lies(false, s.tr.marker)
+		s.v.With(t).Run("start", s.peer.ID)
+		s.honest()
+		s.aim(t, "db")
+		s.lies(false, s.peer)
+	})
+	subtest("no agent", func(t *testing.T) {
+		s.v.With(t).EndAgent(syscall.SIGKILL)
+		s.lies(false, s.peer)
+		s.v.With(t).Run("restart", "--time", "0", s.peer.ID)
+		before := s.refused()
+		s.v.With(t).Wait("who starts while no agent runs is not cut off", func() error { // but held for up to 5 s
+			_, err := s.peer.With(s.v.Docker.With(t)).Do("tcp-dial", "-wait", "900ms", net.JoinHostPort(s.to.v4.String(), "443"), "held")
+			return err
+		})
+		if got := s.refused() - before; got > 0 {
+			t.Errorf("%d packets of the peer are refused", got)
+		}
+		s.v.With(t).StartAgent("-v")
+		s.honest()
+		s.aim(t, "db")
+		s.lies(false, s.peer)
+	})
+	t.Run("peers that come and go", s.comeAndGo)
+}
+
+// TestNeighborsWithoutProxy lets a neighbour reach a published port by an address of the host, which forwards that with the
+// neighbour's address.
+func TestNeighborsWithoutProxy(t *testing.T) {
+	t.Parallel()
+	s := newNeighbors(t, "--userland-proxy=false")
+	s.v.StartAgent()
+	options := append(labelled(s.network, "xdp.ingress.allow=53/udp@"+peer4+"+"+peer6), "--publish", "5353:53/udp")
+	c := s.v.Serve(s.image, "published", options, "53/udp")
+	s.tr.sinks["published"] = sink{Container: c, v4: c.Addr(s.network, 4), v6: c.Addr(s.network, 6)}
+	awaitFilter(t, s.v, c.Name, 1)
+	s.aim(t, "published")
+	s.peer.MustDo("udp-send", net.JoinHostPort(gateway4, "5353"), "by way of the host")
+	s.await("by way of the host")
+	if got := s.refused(); got > 0 {
+		t.Errorf("%d packets are refused", got)
+	}
+	s.send(s.datagram(s.me.mac, s.other.v4, "forged"))
+	s.peer.MustDo("udp-send", net.JoinHostPort(s.to.v4.String(), "53"), "true")
+	s.await("true")
+	if got := s.arrived("forged"); got > 0 || s.refused() != 1 {
+		t.Errorf("what is forged arrives %d times, and %d packets are refused", got, s.refused())
+	}
+}
+
+// comeAndGo starts a peer anew each time, engines from 28 on with another MAC, and neighbours that get addresses which others had: the first packet of
+// each arrives.
+func (s *neighbors) comeAndGo(t *testing.T) {
+	s.aim(t, "db")
+	v := s.v.With(t)
+	v.Run("rm", "--force", s.peer.ID)
+	before, text := s.refused(), "comes as a peer"
+	n := times(6, 200)
+	for i := range n {
+		to := []netip.Addr{s.to.v4, s.to.v6}[i%2]
+		c := v.Create(s.image, fmt.Sprintf("peer-%d", i), []string{
+			"--network", s.network, "--ip", peer4, "--ip6", peer6,
+		}, "tcp-dial", "-wait", "900ms", net.JoinHostPort(to.String(), "443"), text)
+		startAll(t, v, []*enginetest.Container{c}, 1)
+		v.Run("rm", "--force", c.ID)
+	}
+	if got := s.arrived(text); got != n {
+		t.Errorf("%d of %d peers arrived", got, n)
+	}
+	open := v.Serve(s.image, "open", labelled(s.network, "xdp.ingress.allow=443/tcp@neighbors"), "443/tcp")
+	s.tr.sinks["open"] = sink{Container: open, v4: open.Addr(s.network, 4)}
+	awaitFilter(t, s.v, open.Name, 1)
+	for round := range times(2, 40) {
+		var all []*enginetest.Container
+		for i := range 4 {
+			all = append(all, v.Create(s.image, fmt.Sprintf("new-%d-%d", round, i), []string{"--network", s.network},
+				"tcp-dial", "-wait", "900ms", net.JoinHostPort(open.Addr(s.network, 4).String(), "443"), text))
+		}
+		startAll(t, v, all, 4)
+		for _, c := range all {
+			v.Run("rm", "--force", c.ID)
+		}
+	}
+	if got, want := open.Count(text), 4*times(2, 40); got != want {
+		t.Errorf("%d of %d neighbours arrived", got, want)
+	}
+	got := s.refused() - before
+	s.sink = "open"
+	if got += s.refused(); got > 0 {
+		t.Errorf("%d packets of who is new are refused:\n%s", got, s.v.MustAsk("events"))
+	}
+}

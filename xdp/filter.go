@@ -37,8 +37,10 @@ var ErrBusy = errors.New("another vethwall agent runs on this host")
 // Below the directory stand links/ with a pinned link for each hook, programs/ with those of the operator's, and a
 // directory named by the layout of the maps, so that two versions of the program never share maps that differ.
 type Filter struct {
-	dir       string
-	lock      *os.File
+	dir  string
+	lock *os.File
+	// mapsDir is that of this version's maps.
+	mapsDir   string
 	objs      filterObjects
 	maps      *pool
 	neighbors neighbors
@@ -51,9 +53,11 @@ type Filter struct {
 	resolvers map[int]resolverClosed
 	// programs are those of the operator's that are loaded.
 	programs map[digest]loadedProgram
-	// noTCX: the kernel has none (before 6.6), and clsact takes its place.
-	noTCX  bool
-	damage error
+	// standing is what Attach has left on devices.
+	standing map[int]standing
+	// tcx: the kernel has it, and noTCX: it has none (before 6.6), and clsact takes its place. Neither: nobody has looked.
+	tcx, noTCX bool
+	damage     error
 }
 
 // Open loads the programs, and creates or adopts the maps and links under dir, which must be on a bpffs. Links
@@ -66,6 +70,7 @@ func Open(dir string) (*Filter, error) {
 	}
 	f := &Filter{
 		dir: dir, lock: lock, held: map[int]bool{}, loose: map[hookID]bool{}, resolvers: map[int]resolverClosed{}, programs: map[digest]loadedProgram{},
+		standing: map[int]standing{},
 	}
 	if err := f.load(); err != nil {
 		f.Close()
@@ -82,10 +87,10 @@ func (f *Filter) load() error {
 	if err := f.setAside(spec); err != nil {
 		return fmt.Errorf("set damaged maps aside: %w", err)
 	}
-	maps := mapsDir(f.dir, spec)
-	_, err = os.Stat(maps)
+	f.mapsDir = mapsDir(f.dir, spec)
+	_, err = os.Stat(f.mapsDir)
 	fresh := errors.Is(err, os.ErrNotExist)
-	for _, d := range []string{maps, f.linksDir()} {
+	for _, d := range []string{f.mapsDir, f.linksDir()} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
 			return fmt.Errorf("%w; is %s on a bpffs?", err, f.dir)
 		}
@@ -94,7 +99,7 @@ func (f *Filter) load() error {
 		return err
 	}
 	if fresh {
-		f.inheritRecords(maps)
+		f.inheritRecords(f.mapsDir)
 	}
 	if err := f.makeStamp(); err != nil {
 		return err
@@ -105,7 +110,11 @@ func (f *Filter) load() error {
 	if f.neighbors, err = newNeighbors(f.objs.Neighbors); err != nil {
 		return err
 	}
-	return f.adopt()
+	if err := f.adopt(); err != nil {
+		return err
+	}
+	f.tcx = f.haveTCX()
+	return nil
 }
 
 // makeStamp draws the number by which tc ingress knows what XDP has judged, once for the life of the maps.
@@ -151,11 +160,6 @@ func (f *Filter) Close() {
 
 // repin gives maps their pins back, which status and the next agent look for.
 func (f *Filter) repin() error {
-	spec, err := loadFilter()
-	if err != nil {
-		return err
-	}
-	dir := mapsDir(f.dir, spec)
 	var errs []error
 	for name, m := range map[string]*ebpf.Map{
 		"answered": f.objs.Answered, "containers": f.objs.Containers, "counters": f.objs.Counters,
@@ -164,12 +168,12 @@ func (f *Filter) repin() error {
 		"buckets": f.objs.Buckets, "event_times": f.objs.EventTimes, "events": f.objs.Events, "globals": f.objs.Globals,
 		"identities": f.objs.Identities, "bridges": f.objs.Bridges, "neighbors": f.objs.Neighbors,
 	} {
-		path := filepath.Join(dir, name)
+		path := filepath.Join(f.mapsDir, name)
 		if _, err := os.Lstat(path); !errors.Is(err, os.ErrNotExist) {
 			continue
 		}
 		_ = m.Unpin() // the library believes that it is pinned
-		errs = append(errs, os.MkdirAll(dir, 0o700), m.Pin(path))
+		errs = append(errs, os.MkdirAll(f.mapsDir, 0o700), m.Pin(path))
 	}
 	return errors.Join(errs...)
 }
@@ -256,16 +260,12 @@ func (f *Filter) linksDir() string { return filepath.Join(f.dir, "links") }
 // Retire removes the maps of other versions. Programs that still use them keep them in being; call it once
 // every device has its policy in the maps of this version.
 func (f *Filter) Retire() error {
-	spec, err := loadFilter()
-	if err != nil {
-		return err
-	}
 	dirs, err := filepath.Glob(filepath.Join(f.dir, "maps-*"))
 	if err != nil {
 		return err
 	}
 	for _, d := range dirs {
-		if d != mapsDir(f.dir, spec) {
+		if d != f.mapsDir {
 			err = errors.Join(err, os.RemoveAll(d))
 		}
 	}

@@ -202,7 +202,7 @@ func TestHold(t *testing.T) {
 			must(t, h.Prepare(fresh.Index))
 			n.want(fresh, true, "released")
 			n.rawFrames(fresh, before, true)
-			if d := f.Devices(); len(d) > 0 {
+			if d := filtered(f); len(d) > 0 {
 				t.Errorf("filters on %v", d)
 			}
 		})
@@ -443,7 +443,7 @@ func TestHoldBecomesAFilter(t *testing.T) {
 				must(t, h.Prepare(fresh.Index))
 				n.want(fresh, false, "prepared")
 				n.resolves(fresh)
-				if p, d := pins(t, dir), f.Devices(); len(p) > 0 || len(d) > 0 {
+				if p, d := pins(t, dir), filtered(f); len(p) > 0 || len(d) > 0 {
 					t.Errorf("prepared, and pinned %v, filtered %v", p, d)
 				}
 				must(t, f.Attach(fresh.Index, Want{Policy: labelled(t, "xdp.egress.drop=tcp"), Mode: mode}))

@@ -1,9 +1,11 @@
 package xdp
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"net"
 	"os"
 	"path/filepath"
@@ -85,7 +87,7 @@ type Want struct {
 // adopt takes over the pinned links, and what earlier versions knew of devices that were set down.
 func (f *Filter) adopt() error {
 	f.links = map[hookID]link.Link{}
-	if err := f.scanPins(); err != nil {
+	if _, err := f.scanPins(); err != nil {
 		return err
 	}
 	for ifindex := range f.maps.devices {
@@ -104,28 +106,37 @@ func (f *Filter) adopt() error {
 	return err
 }
 
-// scanPins takes over what is pinned, and removes the pins of devices that are gone, and what is half made or not ours.
-func (f *Filter) scanPins() error {
+// scanPins takes over what is pinned, and removes the pins of devices that are gone, and what is half made or not ours. It
+// returns the hooks whose links have a pin and a device.
+func (f *Filter) scanPins() (map[hookID]bool, error) {
 	pins, err := os.ReadDir(f.linksDir())
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
+		return nil, err
 	}
+	live := map[hookID]bool{}
 	for _, pin := range pins {
 		number, hook, _ := strings.Cut(pin.Name(), "-")
 		ifindex, err := strconv.Atoi(number)
 		if err != nil || !slices.Contains(allHooks, hook) && hook != hookResolver || f.live(hookID{ifindex, hook}) == nil {
 			_ = os.Remove(filepath.Join(f.linksDir(), pin.Name()))
+			continue
 		}
+		live[hookID{ifindex, hook}] = true
 	}
-	return nil
+	return live, nil
 }
 
 // deviceOf is the ifindex that l is attached to, 0 when the device is gone or the link was detached.
 func deviceOf(l link.Link) int {
 	info, err := l.Info()
-	switch {
-	case err != nil:
+	if err != nil {
 		return 0
+	}
+	return deviceIn(info)
+}
+
+func deviceIn(info *link.Info) int {
+	switch {
 	case info.XDP() != nil:
 		return int(info.XDP().Ifindex)
 	case info.TCX() != nil:
@@ -159,7 +170,7 @@ func (f *Filter) live(id hookID) link.Link {
 
 // has reports whether a hook has our program.
 func (f *Filter) has(id hookID) bool {
-	return f.live(id) != nil || !isSlot(id.hook) && clsactHas(id)
+	return f.live(id) != nil || !isSlot(id.hook) && (f.noTCX || !f.tcx) && clsactHas(id)
 }
 
 // hooked reports whether a device has any hook of ours.
@@ -206,6 +217,10 @@ func (f *Filter) Both(ifindex int) bool {
 // has a Program. A device that Shut set down comes up again, with its filter. ErrTaken: see there. After any error the
 // device may be without a filter: Shut closes it.
 func (f *Filter) Attach(ifindex int, w Want) error {
+	if f.stands(ifindex, w) {
+		return nil
+	}
+	delete(f.standing, ifindex)
 	if f.held[ifindex] && w.Mode == Native { // a device has either generic or native XDP
 		if err := f.endHold(ifindex); err != nil {
 			return err
@@ -258,7 +273,56 @@ func (f *Filter) Attach(ifindex int, w Want) error {
 	if fresh && closed {
 		return setLink(ifindex, netlink.LinkSetUp)
 	}
+	f.standing[ifindex] = f.whatStands(ifindex, w)
 	return nil
+}
+
+// standing is what a device had when Attach had put want into force there.
+type standing struct {
+	want     Want
+	entry    filterDevice
+	programs map[string]ebpf.ProgramID // by hook
+}
+
+func (f *Filter) whatStands(ifindex int, w Want) standing {
+	s := standing{want: w, entry: f.maps.devices[ifindex], programs: map[string]ebpf.ProgramID{}}
+	for _, hook := range allHooks {
+		if l := f.links[hookID{ifindex, hook}]; l != nil {
+			if info, err := l.Info(); err == nil {
+				s.programs[hook] = info.Program
+			}
+		}
+	}
+	return s
+}
+
+// stands reports whether a device has all that w takes, because it had it before and nobody has touched it: the links with their
+// programs and pins, and the entry. It is false where that takes a closer look, at filters of clsact for one.
+func (f *Filter) stands(ifindex int, w Want) bool {
+	s, ok := f.standing[ifindex]
+	if !ok || len(s.programs) == 0 || !s.want.equal(w) || f.noTCX || f.held[ifindex] || f.ByHand(ifindex) {
+		return false
+	}
+	for hook, program := range s.programs {
+		id := hookID{ifindex, hook}
+		l := f.links[id]
+		if l == nil {
+			return false
+		}
+		info, err := l.Info()
+		if err != nil || deviceIn(info) != ifindex || info.Program != program {
+			return false
+		}
+		if _, err := os.Lstat(f.pin(id)); err != nil {
+			return false
+		}
+	}
+	return f.maps.devices[ifindex] == s.entry && f.maps.stands(s.entry)
+}
+
+func (w Want) equal(o Want) bool {
+	return w.Policy == o.Policy && w.Own == o.Own && bytes.Equal(w.MAC, o.MAC) && w.Mode == o.Mode && w.BothHooks == o.BothHooks &&
+		w.Program == o.Program && w.Bridge == o.Bridge && slices.Equal(w.Siblings, o.Siblings)
 }
 
 // Shut closes a device that must be closed: by the filter with a policy that lets nothing pass, or where none can be
@@ -337,6 +401,15 @@ func attachXDP(ifindex int, program *ebpf.Program, mode Mode) (link.Link, error)
 		return nil, fmt.Errorf("attach XDP to ifindex %d: %w", ifindex, err)
 	}
 	return l, nil
+}
+
+// haveTCX asks the kernel to attach to a device that there is not.
+func (f *Filter) haveTCX() bool {
+	l, err := attachTCX(hookID{math.MaxInt32, hookReceived}, f.objs.VethwallReceived)
+	if err == nil {
+		_ = l.Close()
+	}
+	return !errors.Is(err, ebpf.ErrNotSupported)
 }
 
 // attachTCX attaches before all others, so that none of them can let pass what we would drop.
@@ -456,32 +529,42 @@ func (f *Filter) Unseen(ifindex int) uint64 {
 	return max(l.Attrs().Statistics.RxPackets, judged) - judged
 }
 
-// Devices are the ifindexes that have a filter of ours or were set down by Shut. What is only held is none of them.
-func (f *Filter) Devices() []int {
-	out := slices.Collect(maps.Keys(f.maps.devices))
-	for id := range f.links { // of an earlier version, whose maps are not ours
-		if id.hook != hookResolver {
-			out = append(out, id.ifindex)
-		}
+// Filters reports whether a device has a filter of ours or was set down by Shut. One that is only held has none.
+func (f *Filter) Filters(ifindex int) bool {
+	if f.held[ifindex] {
+		return false
 	}
-	slices.Sort(out)
-	return slices.DeleteFunc(slices.Compact(out), func(ifindex int) bool { return f.held[ifindex] })
+	if _, has := f.maps.devices[ifindex]; has {
+		return true
+	}
+	// Of an earlier version, whose maps are not ours.
+	return slices.ContainsFunc(allHooks, func(hook string) bool { return f.links[hookID{ifindex, hook}] != nil })
 }
 
 // Sweep removes what belongs to devices that are gone, and frees what has been unused for a while.
 func (f *Filter) Sweep() error {
-	errs := []error{f.scanPins()}
+	pinned, err := f.scanPins()
+	errs := []error{err}
+	linked := map[int]bool{}
 	for id := range f.links {
-		l := f.live(id) // none of one without a pin whose device is gone
+		if pinned[id] {
+			linked[id.device()] = true
+			continue
+		}
+		l := f.live(id) // none of one whose device is gone
 		if l != nil && id.hook == hookResolver {
 			errs = append(errs, f.keepPinned(id, l)) // no later look at its container would
 		}
+		if l != nil {
+			linked[id.device()] = true
+		}
 	}
 	for ifindex := range f.maps.devices {
-		if !exists(ifindex) {
+		if !linked[ifindex] && !exists(ifindex) {
 			errs = append(errs, f.maps.remove(ifindex))
 		}
 	}
+	maps.DeleteFunc(f.standing, func(ifindex int, _ standing) bool { return !linked[ifindex] })
 	f.maps.free(time.Now())
 	return errors.Join(append(errs, f.sweepPrograms(), f.maps.states.sweep(), f.neighbors.sweep(), f.repin(), f.relock())...)
 }

@@ -413,9 +413,65 @@ func TestDetachRaises(t *testing.T) {
 		t.Fatalf("closed by filter: %v, device up: %v", byFilter, up(t, n.host.Index))
 	}
 	must(t, f.Detach(n.host.Index))
-	if got := f.Devices(); len(got) > 0 || !up(t, n.host.Index) {
+	if got := filtered(f); len(got) > 0 || !up(t, n.host.Index) {
 		t.Errorf("devices %v, device up: %v", got, up(t, n.host.Index))
 	}
+}
+
+// filtered are the devices that have a filter.
+func filtered(f *Filter) (out []int) {
+	candidates := map[int]bool{}
+	for ifindex := range f.maps.devices {
+		candidates[ifindex] = true
+	}
+	for id := range f.links {
+		candidates[id.ifindex] = true
+	}
+	for ifindex := range candidates {
+		if f.Filters(ifindex) {
+			out = append(out, ifindex)
+		}
+	}
+	return out
+}
+
+// TestAttachAgain puts the same into force once more after somebody has touched what was there, and after nobody has.
+func TestAttachAgain(t *testing.T) {
+	n := newNetwork(t)
+	dir := bpffs(t)
+	f := open(t, dir)
+	defer f.Close()
+	nothing, err := CompileOwn(nil) // is its own, so that all is dropped, and at XDP alone: kernels before 6.6 have no tcx
+	must(t, err)
+	w := Want{Policy: labelled(t, "xdp.enable=true"), Own: nothing, Mode: Generic}
+	must(t, f.Attach(n.host.Index, w))
+	touches := map[string]func(link.Link){
+		"a pin is removed":       func(link.Link) { must(t, os.Remove(f.pin(hookID{n.host.Index, hookXDP}))) },
+		"a link is detached":     func(l link.Link) { must(t, l.Detach()) },
+		"a program is exchanged": func(l link.Link) { must(t, dropAll(l)) },
+		"the entry is lost":      func(link.Link) { must(t, f.objs.Devices.Put(uint32(n.host.Index), filterDevice{})) },
+	}
+	for what, touch := range touches {
+		if !f.stands(n.host.Index, w) {
+			t.Errorf("before %s: nobody has touched it, and it is not taken for what it was", what)
+		}
+		l, err := link.LoadPinnedLink(f.pin(hookID{n.host.Index, hookXDP}), nil)
+		must(t, err)
+		touch(l)
+		must(t, l.Close())
+		if f.stands(n.host.Index, w) {
+			t.Errorf("%s, and nobody notices", what)
+		}
+		must(t, f.Attach(n.host.Index, w))
+		n.wantUDP(false, what)
+		if got := pins(t, dir); len(got) != 1 {
+			t.Errorf("%s: pinned links %v", what, got)
+		}
+	}
+	other := w
+	other.Own = nil
+	must(t, f.Attach(n.host.Index, other))
+	n.wantUDP(true, "antispoof is off")
 }
 
 func TestSweepFreesEverything(t *testing.T) {
@@ -440,7 +496,7 @@ func TestSweepFreesEverything(t *testing.T) {
 	if got := pins(t, dir); len(got) != pinsEach {
 		t.Errorf("pinned links after the device went: %v", got)
 	}
-	if got := f.Devices(); len(got) != 1 || got[0] != n.host.Index {
+	if got := filtered(f); len(got) != 1 || got[0] != n.host.Index {
 		t.Errorf("devices %v", got)
 	}
 	f.maps.free(time.Now().Add(2 * grace))

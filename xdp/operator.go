@@ -63,7 +63,10 @@ func (f *Filter) loadOperators(p Program, pin string) (*ebpf.Program, error) {
 func (f *Filter) sweepPrograms() error {
 	used := map[ebpf.ProgramID]bool{}
 	for id, l := range f.links {
-		if info, err := l.Info(); err == nil && id.hook == hookProgram {
+		if id.hook != hookProgram {
+			continue
+		}
+		if info, err := l.Info(); err == nil {
 			used[info.Program] = true
 		}
 	}

@@ -15,6 +15,7 @@ type pool struct {
 	objs     *filterObjects
 	devices  map[int]filterDevice // by ifindex
 	policies map[uint16]filterPolicy
+	byDigest map[[32]byte]uint16 // of policies
 	// identities are those that are not zero, by counter block.
 	identities map[uint16]filterIdentity
 	bridges    map[uint16]uint32 // likewise
@@ -28,7 +29,7 @@ const deviceSlots = 16384
 
 func newPool(objs *filterObjects) (*pool, error) {
 	p := &pool{
-		objs: objs, devices: map[int]filterDevice{}, policies: map[uint16]filterPolicy{}, unused: map[uint16]time.Time{},
+		objs: objs, devices: map[int]filterDevice{}, policies: map[uint16]filterPolicy{}, byDigest: map[[32]byte]uint16{}, unused: map[uint16]time.Time{},
 		identities: map[uint16]filterIdentity{}, bridges: map[uint16]uint32{},
 	}
 	err := readArray(objs.Devices, func(_ uint32, d filterDevice) {
@@ -50,7 +51,7 @@ func newPool(objs *filterObjects) (*pool, error) {
 	}
 	err = readArray(objs.Policies, func(id uint32, pol filterPolicy) {
 		if id > 0 && pol.NumNodes > 0 {
-			p.policies[uint16(id)] = pol
+			p.policies[uint16(id)], p.byDigest[pol.Digest] = pol, uint16(id)
 		}
 	})
 	if err != nil {
@@ -72,8 +73,12 @@ func newPool(objs *filterObjects) (*pool, error) {
 	if err != nil {
 		return nil, err
 	}
+	used := map[uint16]bool{}
+	for _, d := range p.devices {
+		used[d.Policy], used[p.identities[d.Counters].Own&ownPolicy] = true, true
+	}
 	for id := range p.policies {
-		if !p.inUse(id) {
+		if !used[id] {
 			p.unused[id] = time.Now()
 		}
 	}
@@ -276,10 +281,8 @@ func (p *pool) policy(t *Tables) (uint16, error) {
 	if len(t.nodes) == 0 {
 		return 0, nil // closed
 	}
-	for id, pol := range p.policies {
-		if pol.Digest == t.digest {
-			return id, nil
-		}
+	if id, ok := p.byDigest[t.digest]; ok {
+		return id, nil
 	}
 	id, first, err := p.room(len(t.nodes))
 	if err != nil {
@@ -299,7 +302,7 @@ func (p *pool) policy(t *Tables) (uint16, error) {
 	if err := p.objs.Policies.Put(uint32(id), pol); err != nil {
 		return 0, fmt.Errorf("write map policies: %w", err)
 	}
-	p.policies[id] = pol
+	p.policies[id], p.byDigest[pol.Digest] = pol, id
 	p.unused[id] = time.Now() // until a device has it
 	return id, nil
 }
@@ -344,6 +347,7 @@ func (p *pool) free(now time.Time) {
 			synchronized = true
 		}
 		if p.objs.Policies.Put(uint32(id), filterPolicy{}) == nil {
+			delete(p.byDigest, p.policies[id].Digest)
 			delete(p.policies, id)
 			delete(p.unused, id)
 		}
@@ -352,12 +356,12 @@ func (p *pool) free(now time.Time) {
 
 // block finds a counter block that no device has. Block 0 is everybody's.
 func (p *pool) block() (uint16, error) {
-	used := map[uint16]bool{0: true}
+	used := make([]bool, p.objs.Counters.MaxEntries())
 	for _, d := range p.devices {
 		used[d.Counters] = true
 	}
-	for b := uint32(1); b < p.objs.Counters.MaxEntries(); b++ {
-		if !used[uint16(b)] {
+	for b := 1; b < len(used); b++ {
+		if !used[b] {
 			return uint16(b), nil
 		}
 	}

@@ -106,7 +106,7 @@ func TestResolver(t *testing.T) {
 	f = open(t, dir)
 	must(t, f.Sweep())
 	a.want("adopted", false, false)
-	for _, d := range f.Devices() {
+	for _, d := range filtered(f) {
 		if d != a.host.Index {
 			t.Errorf("ifindex %d is taken for a device", d)
 		}

@@ -63,7 +63,7 @@ type kernel interface {
 	Introduced(port int) bool
 	RoutesBack(bridge int, does bool) error
 	CloseResolver(path string, ifindex int, udp, tcp bool) error
-	Devices() []int
+	Filters(ifindex int) bool
 	ByHand(ifindex int) bool
 	Both(ifindex int) bool
 	Bound(answered int) error
@@ -475,7 +475,7 @@ func (a *agent) release(c *container, veths namespaces) bool {
 		c.resolver = resolverState{}
 	}
 	for _, v := range found {
-		if slices.Contains(a.kernel.Devices(), v.Index) {
+		if a.kernel.Filters(v.Index) {
 			err = errors.Join(err, a.kernel.Detach(v.Index))
 		}
 	}
@@ -602,7 +602,7 @@ func indexes(veths []xdp.Veth) (out []int) {
 
 // attach puts the policy of c into force on i, or closes it. An error means that neither was possible.
 func (a *agent) attach(c *container, i *Interface, siblings []int) error {
-	known := slices.Contains(a.kernel.Devices(), i.Ifindex)
+	known := a.kernel.Filters(i.Ifindex)
 	want := xdp.Want{Policy: c.want.tables, Mode: c.want.mode, BothHooks: c.want.both, Program: c.object.program, Siblings: siblings}
 	if err := a.identify(c, i, &want); err != nil {
 		return a.shut(i, OneLine(err))
@@ -705,7 +705,7 @@ func (a *agent) tellState(c *container, r Record) {
 // forget removes the record of a container that does not run or asks for nothing. Its filters go with its devices.
 func (a *agent) forget(c *container) {
 	c.told = Record{}
-	maps.DeleteFunc(c.late, func(ifindex int, _ uint64) bool { return !slices.Contains(a.kernel.Devices(), ifindex) })
+	maps.DeleteFunc(c.late, func(ifindex int, _ uint64) bool { return !a.kernel.Filters(ifindex) })
 	if c.saved == "" {
 		return
 	}
@@ -728,14 +728,13 @@ func (a *agent) forgetOrphans() {
 		return
 	}
 	a.mendRecords(records)
-	devices := a.kernel.Devices()
 	for id, text := range records {
 		c := a.containers[id]
 		if c != nil && c.missing == 0 {
 			continue
 		}
 		r, _ := ParseRecord(text)
-		if slices.ContainsFunc(r.Interfaces, func(i Interface) bool { return slices.Contains(devices, i.Ifindex) }) {
+		if slices.ContainsFunc(r.Interfaces, func(i Interface) bool { return a.kernel.Filters(i.Ifindex) }) {
 			continue
 		}
 		if c == nil {

@@ -156,10 +156,10 @@ func (k *fakeKernel) Unseen(ifindex int) uint64 {
 	return k.unseen[ifindex]
 }
 
-func (k *fakeKernel) Devices() []int {
+func (k *fakeKernel) Filters(ifindex int) bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	return slices.Sorted(maps.Keys(k.attached))
+	return k.attached[ifindex] != ""
 }
 
 func (k *fakeKernel) ByHand(ifindex int) bool {

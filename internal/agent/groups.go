@@ -264,7 +264,7 @@ func (a *agent) filtered(c *container, now Interface) (Interface, bool) {
 	n := slices.IndexFunc(r.Interfaces, func(i Interface) bool {
 		return i.Ifindex == now.Ifindex && i.Network == now.Network && i.State != Pending
 	})
-	if err != nil || n < 0 || !slices.Contains(a.kernel.Devices(), now.Ifindex) {
+	if err != nil || n < 0 || !a.kernel.Filters(now.Ifindex) {
 		return Interface{}, false
 	}
 	return r.Interfaces[n], true

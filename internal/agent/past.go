@@ -23,7 +23,7 @@ func (a *agent) strayed(c *container, veths namespaces, found []xdp.Veth) (out [
 	r, _ := ParseRecord([]byte(c.saved))
 	for _, i := range r.Interfaces {
 		v, there := veths.At(i.Ifindex)
-		if there && v.Name == i.Ifname && !slices.Contains(found, v) && slices.Contains(a.kernel.Devices(), v.Index) {
+		if there && v.Name == i.Ifname && !slices.Contains(found, v) && a.kernel.Filters(v.Index) {
 			out = append(out, v)
 		}
 	}

@@ -146,7 +146,7 @@ func (a *agent) filter(c *container, p *port, network docker.Network) {
 	if p.end != nil {
 		c.Networks = withEnd(c.Networks, network, *p.end)
 	}
-	c.devices = slices.DeleteFunc(c.devices, func(ifindex int) bool { return !slices.Contains(a.kernel.Devices(), ifindex) })
+	c.devices = slices.DeleteFunc(c.devices, func(ifindex int) bool { return !a.kernel.Filters(ifindex) })
 	a.forgetStay(c)
 	a.rethink(c)
 	if c.want.waits {

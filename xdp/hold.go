@@ -147,11 +147,8 @@ func (h *Hold) Prepare(ifindex int) error {
 	if err := h.filter.holdBack(ifindex, hookXDP, hookReceived); err != nil {
 		return err
 	}
-	return h.filter.maps.states.refill(min(len(h.filter.held), mostPrepared))
+	return h.filter.maps.states.refill(min(len(h.filter.held), mostReady))
 }
-
-// mostPrepared is for how many ports conversation tables are made ahead of need; a table takes some megabytes.
-const mostPrepared = 16
 
 // Release lets ports send. Those that have a filter keep it.
 func (h *Hold) Release(ifindexes ...int) error {

@@ -19,6 +19,7 @@ type states struct {
 	tables  share
 	buckets share
 	ready   []uint32
+	more    int      // how many are made when none is ready
 	full    []uint32 // used before, and not emptied
 	swept   uint32   // the last that sweep has looked through
 }
@@ -62,15 +63,21 @@ func (s share) remove(block uint16) uint32 {
 	return id
 }
 
-// readyStates is how many tables wait for their container.
-const readyStates = 4
+// readyStates is how many tables wait for their container. When none is left as many more are made, and twice as many at
+// the next time, up to mostReady, so that many containers that start at once do not wait for each four. A table takes a
+// megabyte. A sweep gives back mostEmptied at a time.
+const (
+	readyStates = 4
+	mostReady   = 64
+	mostEmptied = 16
+)
 
 func newStates(objs *filterObjects, devices map[int]filterDevice) (*states, error) {
 	spec, err := loadFilter()
 	if err != nil {
 		return nil, err
 	}
-	s := &states{objs: objs, inner: map[string]*ebpf.MapSpec{}, tables: newShare(), buckets: newShare()}
+	s := &states{objs: objs, more: readyStates, inner: map[string]*ebpf.MapSpec{}, tables: newShare(), buckets: newShare()}
 	for name := range s.outer() {
 		s.inner[name] = spec.Maps[name].InnerMap
 	}
@@ -127,32 +134,48 @@ func (s *states) refill(n int) error {
 	return nil
 }
 
-// make puts empty tables in place.
+// make puts empty tables in place: as many as there are in the time of one, if the kernel takes them as a batch (since 5.16).
 func (s *states) make(ids []uint32) error {
-	return s.change(ids, func(name string, outer *ebpf.Map, id uint32) error {
+	if len(ids) == 0 {
+		return nil
+	}
+	names := slices.Collect(maps.Keys(s.outer()))
+	return atOnce(names, func(name string) error { return s.fill(name, s.outer()[name], ids) })
+}
+
+// fill makes the inner maps of one outer map.
+func (s *states) fill(name string, outer *ebpf.Map, ids []uint32) error {
+	made, fds := make(map[uint32]*ebpf.Map, len(ids)), make([]uint32, 0, len(ids))
+	defer func() {
+		for _, m := range made {
+			_ = m.Close()
+		}
+	}()
+	for _, id := range ids {
 		spec := s.inner[name].Copy()
 		spec.Name = name
 		m, err := ebpf.NewMap(spec)
 		if err != nil {
 			return fmt.Errorf("make a table of conversations: %w", err)
 		}
-		defer m.Close()
-		if err := outer.Put(id, m); err != nil {
-			return fmt.Errorf("put a table of conversations in place: %w", err)
-		}
-		return nil
-	})
+		made[id], fds = m, append(fds, uint32(m.FD()))
+	}
+	_, err := outer.BatchUpdate(ids, fds, nil)
+	if errors.Is(err, ebpf.ErrNotSupported) {
+		err = atOnce(ids, func(id uint32) error { return outer.Put(id, made[id]) })
+	}
+	if err != nil {
+		return fmt.Errorf("put a table of conversations in place: %w", err)
+	}
+	return nil
 }
 
-// change calls f for every id in every outer map, all at once: the kernel waits some 8 ms for each, and for one as long as
-// for all.
-func (s *states) change(ids []uint32, f func(name string, outer *ebpf.Map, id uint32) error) error {
+// atOnce calls f for every one of them, all at once: the kernel waits some 8 ms for a change of an outer map, and for many as long.
+func atOnce[T any](of []T, f func(T) error) error {
 	var all sync.WaitGroup
-	errs := make(chan error, len(ids)*len(s.outer()))
-	for name, outer := range s.outer() {
-		for _, id := range ids {
-			all.Go(func() { errs <- f(name, outer, id) })
-		}
+	errs := make(chan error, len(of))
+	for _, one := range of {
+		all.Go(func() { errs <- f(one) })
 	}
 	all.Wait()
 	close(errs)
@@ -193,9 +216,10 @@ func (s *states) give(block uint16, siblings []uint16, t *Tables) error {
 // table is a conversation table that nobody has.
 func (s *states) table() (uint32, error) {
 	if len(s.ready) == 0 {
-		if err := s.refill(readyStates); err != nil {
+		if err := s.refill(s.more); err != nil {
 			return 0, err
 		}
+		s.more = min(2*s.more, mostReady)
 	}
 	if len(s.ready) == 0 {
 		return 0, fmt.Errorf("no room for another container with conversations: %d have a table", len(s.tables.users))
@@ -238,6 +262,7 @@ const sweptStates = 8
 // sweep makes tables ready, forgets conversations that are over, and gives the memory of a few tables that nobody
 // uses back. It looks at a few tables each time, one after the other.
 func (s *states) sweep() error {
+	s.more = readyStates
 	err := s.refill(readyStates)
 	if n := len(s.ready); n > readyStates {
 		s.ready, s.full = s.ready[:readyStates], append(s.full, s.ready[readyStates:]...)
@@ -249,17 +274,19 @@ func (s *states) sweep() error {
 		err = errors.Join(err, s.expire(s.swept))
 	}
 	var unused []uint32
-	for range min(len(s.full), readyStates) {
+	for range min(len(s.full), mostEmptied) {
 		if id := s.full[0]; s.tables.users[id] == 0 && !slices.Contains(s.ready, id) {
 			unused = append(unused, id)
 		}
 		s.full = s.full[1:]
 	}
-	return errors.Join(err, s.change(unused, func(_ string, outer *ebpf.Map, id uint32) error {
-		if err := outer.Delete(id); !errors.Is(err, ebpf.ErrKeyNotExist) {
-			return err
-		}
-		return nil
+	return errors.Join(err, atOnce(unused, func(id uint32) error {
+		return atOnce(slices.Collect(maps.Values(s.outer())), func(outer *ebpf.Map) error {
+			if err := outer.Delete(id); !errors.Is(err, ebpf.ErrKeyNotExist) {
+				return err
+			}
+			return nil
+		})
 	}))
 }
 

@@ -96,17 +96,28 @@ func (h *Hold) Sync(ports []Port) (held []Port, err error) {
 			err = errors.Join(err, why)
 		}
 	}
-	var gone []int
+	var missing []int
 	for ifindex := range h.known {
-		if !there[ifindex] && !exists(ifindex) {
-			gone = append(gone, ifindex)
-			delete(h.known, ifindex)
+		if !there[ifindex] {
+			missing = append(missing, ifindex)
 		}
 	}
-	if !h.inXDP && len(gone) > 0 {
-		err = errors.Join(err, h.mend(h.rules.forget(gone...)))
+	return held, errors.Join(err, h.Forget(missing...), h.Release(others...))
+}
+
+// Forget is told of devices that may be gone. Numbers come back: the next port with such a number is held.
+func (h *Hold) Forget(ifindexes ...int) error {
+	gone := slices.DeleteFunc(slices.Clone(ifindexes), func(ifindex int) bool { return !h.known[ifindex] || exists(ifindex) })
+	if len(gone) == 0 {
+		return nil
 	}
-	return held, errors.Join(err, h.Release(others...))
+	for _, ifindex := range gone {
+		delete(h.known, ifindex)
+	}
+	if h.inXDP {
+		return nil
+	}
+	return h.mend(h.rules.forget(gone...))
 }
 
 // Unseen is how many packets of a port have passed that is held: those from before there was a program. held is false where the

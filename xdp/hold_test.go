@@ -562,7 +562,13 @@ func TestHoldIsWatched(t *testing.T) {
 			}
 		})
 	}
-	inHost(func(l *slog.Logger) { WatchHost(ctx, l, func() { ports <- 0 }, func(i int) { arrived <- i }) })
+	inHost(func(l *slog.Logger) {
+		WatchHost(ctx, l, func() { ports <- 0 }, func(c Change) {
+			if c.Port {
+				arrived <- c.Index
+			}
+		})
+	})
 	inHost(func(l *slog.Logger) { WatchRules(ctx, l, func() { rules <- 0 }) })
 	t.Cleanup(func() { cancel(); done.Wait() })
 	hear := func(from chan int, what string) int {

@@ -29,13 +29,13 @@ func HostAddresses() (addrs []netip.Addr, onLink []netip.Prefix, err error) {
 	if err != nil {
 		return nil, nil, fmt.Errorf("list routes: %w", err)
 	}
-	flags, bridges, ports := map[int]net.Flags{}, map[int]bool{}, map[int]bool{}
+	flags, bridges, ports := map[int]uint32{}, map[int]bool{}, map[int]bool{}
 	for _, l := range links {
-		flags[l.Attrs().Index] = l.Attrs().Flags
-		bridges[l.Attrs().Index] = l.Type() == "bridge"
+		flags[l.index] = l.flags
+		bridges[l.index] = l.kind == "bridge"
 	}
 	for _, l := range links {
-		ports[l.Attrs().Index] = bridges[l.Attrs().MasterIndex]
+		ports[l.index] = bridges[l.master]
 	}
 	for _, f := range found {
 		p := prefixOf(f.IPNet)
@@ -43,12 +43,12 @@ func HostAddresses() (addrs []netip.Addr, onLink []netip.Prefix, err error) {
 			continue
 		}
 		addrs = append(addrs, p.Addr())
-		if flags[f.LinkIndex]&net.FlagLoopback == 0 {
+		if flags[f.LinkIndex]&unix.IFF_LOOPBACK == 0 {
 			onLink = append(onLink, p.Masked())
 		}
 	}
 	for _, r := range routes {
-		if p := prefixOf(r.Dst); p.IsValid() && direct(r) && flags[r.LinkIndex]&net.FlagBroadcast != 0 {
+		if p := prefixOf(r.Dst); p.IsValid() && direct(r) && flags[r.LinkIndex]&unix.IFF_BROADCAST != 0 {
 			onLink = append(onLink, p.Masked())
 		}
 	}

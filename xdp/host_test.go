@@ -76,50 +76,88 @@ func TestHostAddresses(t *testing.T) {
 	}
 }
 
+// TestWatchHost looks at what the kernel tells of devices, addresses and routes, and whom it concerns.
 func TestWatchHost(t *testing.T) {
 	n := newNetwork(t)
 	port, err := netlink.LinkByIndex(n.host.Index)
 	must(t, err)
 	ctx, cancel := context.WithCancel(t.Context())
-	bell, done := make(chan struct{}, 1000), make(chan struct{})
+	lost, changes, done := make(chan struct{}, 10), make(chan Change, 1000), make(chan struct{})
 	host, err := netns.Get()
 	must(t, err)
 	go func() {
 		defer close(done)
 		runtime.LockOSThread() // never unlocked: a socket is of the namespace of the thread that opens it
 		if netns.Set(host) == nil {
-			WatchHost(ctx, slog.New(slog.DiscardHandler), func() { bell <- struct{}{} }, func(int) {})
+			WatchHost(ctx, slog.New(slog.DiscardHandler), func() { lost <- struct{}{} }, func(c Change) { changes <- c })
 		}
 	}()
 	t.Cleanup(func() { cancel(); <-done; _ = host.Close() })
-	hear := func(what string) {
+	hear := func(what string, want func(Change) bool) {
 		t.Helper()
-		select {
-		case <-bell:
-		case <-time.After(10 * time.Second):
-			t.Fatalf("nothing was heard of %s", what)
-		}
-		for quiet := false; !quiet; {
+		for end := time.After(10 * time.Second); ; {
 			select {
-			case <-bell:
-			case <-time.After(50 * time.Millisecond):
-				quiet = true
+			case c := <-changes:
+				if want(c) {
+					return
+				}
+			case <-end:
+				t.Fatalf("nothing was heard of %s", what)
 			}
 		}
 	}
-	hear("the subscription")
+	quiet := func(what string, no func(Change) bool) {
+		t.Helper()
+		for end := time.After(100 * time.Millisecond); ; {
+			select {
+			case c := <-changes:
+				if no(c) {
+					t.Errorf("%s: %+v", what, c)
+				}
+			case <-end:
+				return
+			}
+		}
+	}
+	of := func(l netlink.Link, more func(Change) bool) func(Change) bool {
+		return func(c Change) bool { return c.Index == l.Attrs().Index && more(c) }
+	}
+	select {
+	case <-lost:
+	case <-time.After(10 * time.Second):
+		t.Fatal("nothing was heard of the subscription")
+	}
+	hosts := func(c Change) bool { return c.Host && c.Unless == 0 }
+
 	a, err := netlink.ParseAddr("198.51.100.1/32")
 	must(t, err)
 	must(t, netlink.AddrAdd(port, a))
-	hear("an address")
+	hear("an address", hosts)
+	local, err := netlink.ParseAddr("fe80::5/64")
+	must(t, err)
+	must(t, netlink.AddrAdd(port, local))
+	hear("a link-local address", func(c Change) bool { return c.Host && c.Unless == n.host.Index })
+	quiet("the route to link-local addresses is the host's", hosts)
 	must(t, netlink.RouteAdd(route(t, port, "203.0.113.0/25", "")))
-	hear("a route to neighbours")
+	hear("a route to neighbours", hosts)
 	must(t, netlink.RouteAdd(route(t, port, "203.0.113.128/25", "192.0.2.9")))
-	select {
-	case <-bell:
-		t.Error("a route by a gateway rings")
-	case <-time.After(100 * time.Millisecond):
+	quiet("a route by a gateway", hosts)
+
+	bridge := setUp(t, &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "br0"}})
+	hear("a bridge", of(bridge, func(c Change) bool { return c.Host && !c.Port && c.NsID < 0 && !c.Gone }))
+	veths, _, err := ListVeths()
+	must(t, err)
+	mine, err := veths.In(n.path)
+	must(t, err)
+	if len(mine) != 1 || mine[0].Index != n.host.Index || len(veths.With(mine[0].NsID)) != 1 {
+		t.Fatalf("the container's veths: %+v", mine)
 	}
 	must(t, netlink.LinkSetDown(port))
-	hear("a link")
+	hear("a veth", of(port, func(c Change) bool { return c.NsID == mine[0].NsID && !c.Host && !c.Port }))
+	must(t, netlink.LinkSetMaster(port, bridge))
+	hear("a port", of(port, func(c Change) bool { return c.Port && !c.Gone }))
+	must(t, netlink.LinkSetNoMaster(port))
+	hear("a port that is none any more", of(port, func(c Change) bool { return !c.Port && !c.Gone }))
+	must(t, netlink.LinkDel(port))
+	hear("a device that is gone", of(port, func(c Change) bool { return c.Gone }))
 }

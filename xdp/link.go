@@ -541,6 +541,29 @@ func (f *Filter) Filters(ifindex int) bool {
 	return slices.ContainsFunc(allHooks, func(hook string) bool { return f.links[hookID{ifindex, hook}] != nil })
 }
 
+// Slow reports whether a device has no program at tc. To attach one takes the kernel 8 ms and more at tcx.
+func (f *Filter) Slow(ifindex int) bool {
+	return !f.noTCX && f.links[hookID{ifindex, hookSent}] == nil && f.links[hookID{ifindex, hookReceived}] == nil
+}
+
+// Forget removes what belongs to devices that are gone. Others of those that are named stay as they are.
+func (f *Filter) Forget(ifindexes ...int) error {
+	var errs []error
+	for _, ifindex := range ifindexes {
+		if exists(ifindex) {
+			continue
+		}
+		for _, hook := range allHooks {
+			f.live(hookID{ifindex, hook}) // closes it, and removes its pin
+			delete(f.loose, hookID{ifindex, hook})
+		}
+		delete(f.held, ifindex)
+		delete(f.standing, ifindex)
+		errs = append(errs, f.maps.remove(ifindex))
+	}
+	return errors.Join(errs...)
+}
+
 // Sweep removes what belongs to devices that are gone, and frees what has been unused for a while.
 func (f *Filter) Sweep() error {
 	pinned, err := f.scanPins()

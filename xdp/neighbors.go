@@ -109,10 +109,10 @@ func (n *neighbors) sweep() error {
 	there := map[uint32]bool{0: true}
 	var errs []error
 	for _, l := range links {
-		ifindex := uint32(l.Attrs().Index)
+		ifindex := uint32(l.index)
 		there[ifindex] = true
 		// A veth may become a port.
-		if l.Attrs().MasterIndex == 0 && l.Type() != "veth" {
+		if l.master == 0 && l.kind != "veth" {
 			errs = append(errs, n.put(deviceKey(ifindex), ifindex))
 		}
 	}

@@ -29,15 +29,15 @@ func ListPorts() ([]Port, error) {
 	return ports, err
 }
 
-func portsAmong(links []netlink.Link) (out []Port) {
+func portsAmong(links []hostLink) (out []Port) {
 	bridges := map[int]string{}
 	for _, l := range links {
-		if l.Type() == "bridge" {
-			bridges[l.Attrs().Index] = l.Attrs().Name
+		if l.kind == "bridge" {
+			bridges[l.index] = l.name
 		}
 	}
 	for _, l := range links {
-		if bridge := bridges[l.Attrs().MasterIndex]; bridge != "" {
+		if bridge := bridges[l.master]; bridge != "" {
 			out = append(out, portOf(l, bridge))
 		}
 	}
@@ -54,14 +54,14 @@ func PortAt(ifindex int) (Port, bool) {
 	if err != nil || bridge.Type() != "bridge" {
 		return Port{}, false
 	}
-	return portOf(l, bridge.Attrs().Name), true
+	a := l.Attrs()
+	return portOf(hostLink{index: a.Index, name: a.Name, kind: l.Type(), flags: a.RawFlags, master: a.MasterIndex, peer: a.ParentIndex, nsid: a.NetNsID}, bridge.Attrs().Name), true
 }
 
-func portOf(l netlink.Link, bridge string) Port {
-	a := l.Attrs()
-	p := Port{Index: a.Index, Name: a.Name, Bridge: bridge, Master: a.MasterIndex, NsID: -1, Carrier: a.RawFlags&unix.IFF_LOWER_UP != 0}
-	if l.Type() == "veth" {
-		p.NsID, p.Peer = a.NetNsID, a.ParentIndex
+func portOf(l hostLink, bridge string) Port {
+	p := Port{Index: l.index, Name: l.name, Bridge: bridge, Master: l.master, NsID: -1, Carrier: l.flags&unix.IFF_LOWER_UP != 0}
+	if l.kind == "veth" {
+		p.NsID, p.Peer = l.nsid, l.peer
 	}
 	return p
 }

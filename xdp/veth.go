@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -15,6 +14,8 @@ type Veth struct {
 	Name  string
 	// Bridge is the name of the bridge that it is a port of, "" when of none.
 	Bridge string
+	// NsID is the id of the other end's namespace.
+	NsID int
 }
 
 // Veths are the veths of this network namespace by the namespace id (nsid) of their other ends.
@@ -31,15 +32,13 @@ func ListVeths() (Veths, []Port, error) {
 	}
 	names := map[int]string{}
 	for _, l := range links {
-		names[l.Attrs().Index] = l.Attrs().Name
+		names[l.index] = l.name
 	}
 	out := Veths{}
 	for _, l := range links {
-		a := l.Attrs()
-		if l.Type() != "veth" || a.NetNsID < 0 {
-			continue
+		if l.kind == "veth" && l.nsid >= 0 {
+			out[l.nsid] = append(out[l.nsid], Veth{Index: l.index, Name: l.name, Bridge: names[l.master], NsID: l.nsid})
 		}
-		out[a.NetNsID] = append(out[a.NetNsID], Veth{Index: a.Index, Name: a.Name, Bridge: names[a.MasterIndex]})
 	}
 	return out, portsAmong(links), nil
 }
@@ -56,7 +55,8 @@ func (v Veths) At(ifindex int) (Veth, bool) {
 	return Veth{}, false
 }
 
-func listLinks() ([]netlink.Link, error) { return uninterrupted(netlink.LinkList) }
+// With are the veths whose other ends are in the namespace with an id.
+func (v Veths) With(nsid int) []Veth { return v[nsid] }
 
 // In are the host's ends of the veths of the network namespace at path, a SandboxKey or /proc/PID/ns/net. It is
 // the kernel that pairs them (RTM_GETNSID against IFLA_LINK_NETNSID), not names or numbers that a
@@ -71,7 +71,7 @@ func (v Veths) In(path string) ([]Veth, error) {
 	if err := checkNamespace(ns); err != nil {
 		return nil, err
 	}
-	nsid, err := netlink.GetNetNsIdByFd(int(ns.Fd()))
+	nsid, err := nsidOf(ns)
 	if err != nil {
 		return nil, fmt.Errorf("namespace id of %s: %w", path, err)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"net/netip"
 	"slices"
 	"syscall"
 	"time"
@@ -16,24 +17,55 @@ import (
 // receiveBuffer holds the messages of a thousand containers that come and go at once.
 const receiveBuffer = 8 << 20
 
-// WatchHost rings whenever a link or an address of this network namespace changes, or a route that leads to neighbours,
-// until ctx ends. Of a link that has become a port of another device, or was one before and has changed, arrived is told
-// first. The subscription ends on any error, lost messages included: it is opened anew, and ring called for
-// what nobody heard.
-func WatchHost(ctx context.Context, log *slog.Logger, ring func(), arrived func(ifindex int)) {
+// Change is what a message of the kernel tells of a device of this network namespace, or of the namespace.
+type Change struct {
+	// Index is the device's, 0 where the message tells of an address or a route.
+	Index int
+	// Gone: there is no such device any more. Else Port: it is a port of another, and NsID is the namespace id of the other
+	// end of a veth, -1 for none.
+	Gone, Port bool
+	NsID       int
+	// Host: HostAddresses may say something else now; but not where Unless is a bridge's port.
+	Host   bool
+	Unless int
+}
+
+// WatchHost tells of every change of a link or an address of this network namespace, and of the routes that lead to
+// neighbours, until ctx ends. The subscription ends on any error, lost messages included: it is opened anew, and lost called for
+// what nobody heard, and once at the beginning.
+func WatchHost(ctx context.Context, log *slog.Logger, lost func(), changed func(Change)) {
 	from := source{protocol: unix.NETLINK_ROUTE, groups: []uint{
 		unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE,
 	}}
-	watch(ctx, log, from, ring, func(messages []syscall.NetlinkMessage) {
+	watch(ctx, log, from, lost, func(messages []syscall.NetlinkMessage) {
 		for _, m := range messages {
-			if ifindex := enslaved(m); ifindex != 0 {
-				arrived(ifindex)
+			if c, ok := changeOf(m); ok {
+				changed(c)
 			}
 		}
-		if slices.ContainsFunc(messages, matters) {
-			ring()
-		}
 	})
+}
+
+// changeOf is what a message tells; false where it matters to nobody.
+func changeOf(m syscall.NetlinkMessage) (Change, bool) {
+	switch m.Header.Type {
+	case unix.RTM_NEWLINK, unix.RTM_DELLINK:
+		l, ok := parseLink(m.Data)
+		c := Change{Index: l.index, Gone: m.Header.Type == unix.RTM_DELLINK, Port: l.master != 0, NsID: l.nsid}
+		c.Host = l.kind != "veth" // whose addresses come and go with messages of their own
+		return c, ok
+	case unix.RTM_NEWADDR, unix.RTM_DELADDR:
+		if len(m.Data) < unix.SizeofIfAddrmsg {
+			return Change{}, false
+		}
+		about := nl.DeserializeIfAddrmsg(m.Data)
+		c := Change{NsID: -1, Host: true}
+		if about.Family == unix.AF_INET6 && about.Scope == unix.RT_SCOPE_LINK {
+			c.Unless = int(about.Index)
+		}
+		return c, true
+	}
+	return Change{NsID: -1, Host: true}, matters(m)
 }
 
 // WatchRules rings whenever somebody removes nftables rules for bridges in this network namespace, until ctx ends.
@@ -103,27 +135,13 @@ func forward(s *nl.NetlinkSocket, take func([]syscall.NetlinkMessage)) error {
 	}
 }
 
-// enslaved is the ifindex of the link that a message tells of, where that is a port of another device; else 0.
-func enslaved(m syscall.NetlinkMessage) int {
-	if m.Header.Type != unix.RTM_NEWLINK || len(m.Data) < unix.SizeofIfInfomsg {
-		return 0
-	}
-	about := nl.DeserializeIfInfomsg(m.Data)
-	attrs, err := nl.ParseRouteAttr(m.Data[about.Len():])
-	hasMaster := func(a syscall.NetlinkRouteAttr) bool { return a.Attr.Type == unix.IFLA_MASTER }
-	if err != nil || about.Family != unix.AF_UNSPEC || !slices.ContainsFunc(attrs, hasMaster) {
-		return 0
-	}
-	return int(about.Index)
-}
-
 // leadsElsewhere reports whether a message tells of a link, no veth, that sends by another namespace than its own.
 func leadsElsewhere(m syscall.NetlinkMessage) bool {
-	if m.Header.Type != unix.RTM_NEWLINK || len(m.Data) < unix.SizeofIfInfomsg || nl.DeserializeIfInfomsg(m.Data).Family != unix.AF_UNSPEC {
+	if m.Header.Type != unix.RTM_NEWLINK {
 		return false
 	}
-	l, err := netlink.LinkDeserialize(nil, m.Data)
-	return err == nil && l.Attrs().NetNsID >= 0 && l.Type() != "veth"
+	l, ok := parseLink(m.Data)
+	return ok && l.nsid >= 0 && l.kind != "veth"
 }
 
 // removesRules reports whether a table, chain or rule for bridges is removed.
@@ -136,21 +154,24 @@ func removesRules(m syscall.NetlinkMessage) bool {
 	return false
 }
 
-// matters leaves out the routes that have a gateway, of which a router changes hundreds in a second, and those of other
-// tables than the main one.
-func matters(m syscall.NetlinkMessage) bool {
-	if m.Header.Type != unix.RTM_NEWROUTE && m.Header.Type != unix.RTM_DELROUTE {
-		return true
+// matters leaves out the routes that have a gateway, of which a router changes hundreds in a second, those of other
+// tables than the main one, and that to link-local addresses, which each container's veth brings along.
+func matters(route syscall.NetlinkMessage) bool {
+	if len(route.Data) < unix.SizeofRtMsg {
+		return false
 	}
-	if len(m.Data) < unix.SizeofRtMsg {
-		return true
-	}
-	route := nl.DeserializeRtMsg(m.Data)
-	attrs, err := nl.ParseRouteAttr(m.Data[unix.SizeofRtMsg:])
-	return err != nil || route.Table == unix.RT_TABLE_MAIN && route.Type == unix.RTN_UNICAST &&
-		!slices.ContainsFunc(attrs, func(a syscall.NetlinkRouteAttr) bool {
-			return a.Attr.Type == unix.RTA_GATEWAY || a.Attr.Type == unix.RTA_VIA || a.Attr.Type == unix.RTA_MULTIPATH
-		})
+	about := nl.DeserializeRtMsg(route.Data)
+	direct := about.Table == unix.RT_TABLE_MAIN && about.Type == unix.RTN_UNICAST
+	eachAttribute(route.Data[unix.SizeofRtMsg:], func(kind uint16, value []byte) {
+		switch kind {
+		case unix.RTA_GATEWAY, unix.RTA_VIA, unix.RTA_MULTIPATH:
+			direct = false
+		case unix.RTA_DST:
+			a, _ := netip.AddrFromSlice(value)
+			direct = direct && (a.Is4() || !a.IsLinkLocalUnicast())
+		}
+	})
+	return direct
 }
 
 // IsGone reports whether err says that a device does not exist, or no longer.

@@ -29,8 +29,8 @@ func TestLostMessages(t *testing.T) {
 	stuck, gate, ended := make(chan bool, 1), make(chan bool), make(chan bool)
 	var rings atomic.Int64
 	told := make(chan int, 100)
-	arrived := func(ifindex int) {
-		if ifindex == first.Index {
+	changed := func(c Change) {
+		if c.Index == first.Index {
 			select {
 			case stuck <- true:
 				<-gate
@@ -38,12 +38,12 @@ func TestLostMessages(t *testing.T) {
 			}
 		}
 		select {
-		case told <- ifindex:
+		case told <- c.Index:
 		default:
 		}
 	}
 	n.onHost(func() {
-		WatchHost(ctx, slog.New(slog.NewTextHandler(io.Discard, nil)), func() { rings.Add(1) }, arrived)
+		WatchHost(ctx, slog.New(slog.NewTextHandler(io.Discard, nil)), func() { rings.Add(1) }, changed)
 		close(ended)
 	})
 	defer func() { cancel(); <-ended }()

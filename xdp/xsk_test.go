@@ -67,7 +67,7 @@ func (x *xsk) option(call uintptr, name int, value unsafe.Pointer, size uintptr)
 	}
 }
 
-func number32(ring []byte, at uint64) *atomic.Uint32 {
+func ringNumber(ring []byte, at uint64) *atomic.Uint32 {
 	return (*atomic.Uint32)(unsafe.Pointer(&ring[at]))
 }
 
@@ -80,10 +80,10 @@ func (x *xsk) send(frame []byte) bool {
 	binary.NativeEndian.PutUint32(desc[8:], uint32(len(frame)))
 	binary.NativeEndian.PutUint32(desc[12:], 0)
 	x.produced++
-	number32(x.tx, x.txAt.Producer).Store(x.produced)
-	for deadline := time.Now().Add(x.patience); number32(x.tx, x.txAt.Consumer).Load() != x.produced; {
+	ringNumber(x.tx, x.txAt.Producer).Store(x.produced)
+	for deadline := time.Now().Add(x.patience); ringNumber(x.tx, x.txAt.Consumer).Load() != x.produced; {
 		// What has been sent gives its place back.
-		number32(x.done, x.doneAt.Consumer).Store(number32(x.done, x.doneAt.Producer).Load())
+		ringNumber(x.done, x.doneAt.Consumer).Store(ringNumber(x.done, x.doneAt.Producer).Load())
 		if err := unix.Sendto(x.fd, nil, unix.MSG_DONTWAIT, nil); time.Now().After(deadline) {
 			x.t.Logf("AF_XDP sends nothing: %v", err)
 			return false

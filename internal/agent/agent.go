@@ -64,9 +64,11 @@ type kernel interface {
 	RoutesBack(bridge int, does bool) error
 	CloseResolver(path string, ifindex int, udp, tcp bool) error
 	Filters(ifindex int) bool
+	Slow(ifindex int) bool
 	ByHand(ifindex int) bool
 	Both(ifindex int) bool
 	Bound(answered int) error
+	Forget(ifindexes ...int) error
 	Sweep() error
 	Retire() error
 	Records() (map[string][]byte, error)
@@ -74,10 +76,12 @@ type kernel interface {
 	DeleteRecord(id string) error
 }
 
-// namespaces tells which veths of the host lead into a network namespace; xdp.Veths does.
+// namespaces tells which veths of the host lead into a network namespace, by its path or the id that the kernel gives it; xdp.Veths
+// does.
 type namespaces interface {
 	In(path string) ([]xdp.Veth, error)
 	At(ifindex int) (xdp.Veth, bool)
+	With(nsid int) []xdp.Veth
 }
 
 // hostProc is where the host's processes are seen, in a container only with the host's pid namespace.
@@ -162,7 +166,9 @@ type container struct {
 	resolver resolverState
 	object   object
 	stay     stay
-	devices  []int // its veths, as far as they have been filtered
+	devices  []int  // its veths, as far as they have been filtered
+	nsid     int    // the id of its namespace, -1 while no veth leads there
+	path     string // of the namespace that was last found to be its own, "" if that need not hold any more
 	// uninvited are veths that Docker has not made, by ifindex, since when.
 	uninvited   map[int]time.Time
 	outlets     outlets
@@ -183,7 +189,7 @@ type agent struct {
 	hairpin      func(xdp.Port) (bool, error)
 	processes    func(proc string, nsids []int) (map[int][]int, error)
 	listOutlets  func(path string) ([]xdp.Outlet, error)
-	watchHost    func(ctx context.Context, ring func(), arrived func(ifindex int))
+	watchHost    func(ctx context.Context, lost func(), changed func(xdp.Change))
 	watchRules   func(ctx context.Context, ring func())
 	watchOthers  func(ctx context.Context, ring func())
 	watchConfig  func(ctx context.Context)
@@ -193,17 +199,20 @@ type agent struct {
 	proc         string
 
 	containers  map[string]*container
-	records     map[string]string // what an agent before this one had recorded
+	records     map[string]string // what stands in the kernel of containers that are none of these
 	dirty       map[string]bool   // containers to look at
 	sweep       bool              // devices may be gone
 	swept       time.Time         // when that was looked after
 	orphans     bool              // records may belong to nobody
 	around      surroundings
-	hostStale   bool     // around.host may be out of date
-	portsStale  bool     // ports may have come or gone
-	session     *session // nil while there is no engine
-	hostTrouble string   // the last error of reading it, that the log has
-	lost        bool     // there was one, and it has not listed its containers since
+	touched     touched
+	compiled    map[string][]compiled // by stack
+	hostStale   bool                  // around.host may be out of date
+	readingHost bool                  // beside the loop
+	portsStale  bool                  // ports may have come or gone
+	session     *session              // nil while there is no engine
+	hostTrouble string                // the last error of reading it, that the log has
+	lost        bool                  // there was one, and it has not listed its containers since
 
 	plain                    map[string]bool // containers that ask for nothing
 	held                     map[int]*port   // by ifindex
@@ -240,13 +249,13 @@ func newAgent(k kernel, h holder, o Options) *agent {
 		readHost:    readHost,
 		readProgram: func(name string) (xdp.Program, error) { return xdp.ReadProgram(o.Programs, name) },
 		watchConfig: func(context.Context) {},
-		watchHost: func(ctx context.Context, ring func(), arrived func(int)) {
-			xdp.WatchHost(ctx, o.Log, ring, arrived)
+		watchHost: func(ctx context.Context, lost func(), changed func(xdp.Change)) {
+			xdp.WatchHost(ctx, o.Log, lost, changed)
 		},
 		watchRules:   func(ctx context.Context, ring func()) { xdp.WatchRules(ctx, o.Log, ring) },
 		watchOthers:  func(ctx context.Context, ring func()) { xdp.WatchOthers(ctx, o.Log, ring) },
 		detachByHand: func(ifindex int) error { return xdp.DetachByHand(o.Dir, ifindex) },
-		containers:   map[string]*container{}, records: map[string]string{}, dirty: map[string]bool{}, hostStale: true,
+		containers:   map[string]*container{}, records: map[string]string{}, dirty: map[string]bool{}, touched: newTouched(), compiled: map[string][]compiled{}, hostStale: true,
 		plain: map[string]bool{}, held: map[int]*port{}, attaching: map[string]bool{}, outlining: map[string]bool{},
 		ports: map[int]xdp.Port{}, nameless: map[int]time.Time{}, guarded: map[string]bool{}, asked: map[int]bool{},
 		news: make(chan func(), 64), slots: make(chan struct{}, inspectors), bell: make(chan struct{}, 1), ended: make(chan struct{}),
@@ -261,7 +270,7 @@ func (a *agent) run(ctx context.Context, first Engine) {
 	a.sayHold()
 	a.beside.Go(func() { a.sessions(ctx, first) })
 	a.beside.Go(func() {
-		a.watchHost(ctx, a.doorbell, func(ifindex int) { a.tell(func() { a.arrived(ifindex) }) })
+		a.watchHost(ctx, a.doorbell, func(c xdp.Change) { a.tell(func() { a.changed(c) }) })
 	})
 	if way, _ := a.hold.Way(); way == xdp.HeldNFT {
 		a.beside.Go(func() { a.watchRules(ctx, func() { a.tell(a.mendHold) }) })
@@ -303,8 +312,9 @@ func (a *agent) loop(ctx context.Context) {
 			f()
 			a.hear()
 		case <-a.bell:
-			a.everythingDirty()
+			a.lostMessages()
 		case <-tick.C:
+			clear(a.compiled)
 			a.everythingDirty()
 			a.relist()
 		case <-beat.C:
@@ -330,7 +340,7 @@ func (a *agent) hear() {
 	}
 }
 
-// doorbell says that some link or address of the host has changed.
+// doorbell says that anything may have happened to the host's links and addresses.
 func (a *agent) doorbell() {
 	select {
 	case a.bell <- struct{}{}:
@@ -340,10 +350,7 @@ func (a *agent) doorbell() {
 
 // after calls f in the loop some time later.
 func (a *agent) after(d time.Duration, f func()) {
-	a.beside.Go(func() {
-		sleep(a.ctx, d)
-		a.tell(f)
-	})
+	time.AfterFunc(d, func() { a.tell(f) })
 }
 
 // tell hands f to the loop; after the loop's end it is lost.
@@ -354,11 +361,72 @@ func (a *agent) tell(f func()) {
 	}
 }
 
+// lostMessages is called where nobody knows what has happened to links.
+func (a *agent) lostMessages() {
+	for _, c := range a.containers {
+		c.path = ""
+	}
+	a.everythingDirty()
+}
+
 func (a *agent) everythingDirty() {
 	for id := range a.containers {
 		a.dirty[id] = true
 	}
 	a.sweep, a.portsStale, a.hostStale = true, true, true
+}
+
+// touched is what link messages have told since the last look: devices, gone ones among them, and namespaces into which
+// veths lead.
+type touched struct{ devices, gone, namespaces map[int]bool }
+
+// changed takes in a message about a link or an address of the host.
+func (a *agent) changed(c xdp.Change) {
+	if c.Host && a.held[c.Unless] == nil && !a.hold.Known(c.Unless) {
+		a.hostStale = true
+	}
+	if c.Index == 0 {
+		return
+	}
+	a.touched.devices[c.Index] = true
+	switch {
+	case c.Gone:
+		a.touched.gone[c.Index] = true
+		delete(a.held, c.Index)
+		delete(a.ports, c.Index)
+	case c.NsID >= 0:
+		a.touched.namespaces[c.NsID] = true
+	}
+	if c.Port && !c.Gone {
+		a.arrived(c.Index)
+	}
+}
+
+// wakeTouched makes those containers dirty whom messages concern: by a device of theirs, by one that leads into their namespace,
+// and, because a namespace has no id before a veth leads there, those of whose it is not known. It forgets devices that are gone.
+func (a *agent) wakeTouched() {
+	t := a.touched
+	if len(t.devices) == 0 {
+		return
+	}
+	for id, c := range a.containers {
+		is := func(ifindex int) bool { return t.devices[ifindex] }
+		if slices.ContainsFunc(c.devices, is) || t.namespaces[c.nsid] || len(t.namespaces) > 0 && c.nsid < 0 && c.Running && !shares(c.NetworkMode) {
+			a.dirty[id], c.path = true, ""
+		}
+	}
+	if len(t.gone) > 0 {
+		gone := slices.Sorted(maps.Keys(t.gone))
+		if err := errors.Join(a.kernel.Forget(gone...), a.hold.Forget(gone...)); err != nil {
+			a.log.Warn("cannot remove what belongs to devices that are gone; trying again", "error", err)
+			a.sweep = true
+		}
+	}
+	a.touched = newTouched()
+}
+
+func newTouched() touched {
+	return touched{devices: map[int]bool{}, gone: map[int]bool{}, namespaces: map[int]bool{}}
 }
 
 // lookedAtEverything says whether Docker has listed its containers and answered for each that asks for a filter, and
@@ -377,29 +445,51 @@ func (a *agent) lookedAtEverything() bool {
 
 // reconcile brings every container that something may have happened to in line. The failure of one is its own: it
 // is recorded, and tried again at the next resync. It listens meanwhile, and says whether there is more to do.
+//
+// Those come first whose filter is there or takes no hook that the kernel attaches in milliseconds. When one of these
+// has become dirty the others wait.
 func (a *agent) reconcile() (again bool) {
+	a.wakeTouched()
+	a.lookAround()
 	// Sweeping takes its time, which a port that is held may not have.
 	sweep := a.sweep && (len(a.held) == 0 || time.Since(a.swept) > 3*resync)
 	if len(a.dirty) == 0 && !a.portsStale && !a.orphans && !sweep {
 		return false
 	}
-	veths, ports, err := a.veths()
-	if err != nil {
-		a.log.Error("cannot list the host's links; trying again", "error", err)
-		return false
+	var veths namespaces // listed when they are needed: there may be a thousand
+	if a.portsStale || a.anyRunning() {
+		var ports []xdp.Port
+		var err error
+		if veths, ports, err = a.veths(); err != nil {
+			a.log.Error("cannot list the host's links; trying again", "error", err)
+			return false
+		}
+		a.seePorts(ports)
+		if a.portsStale {
+			a.portsStale = false
+			a.syncPorts(ports)
+		}
 	}
-	a.seePorts(ports)
-	a.lookAround()
 	a.around.joiners = a.joiners()
-	if a.portsStale {
-		a.portsStale = false
-		a.syncPorts(ports)
-	}
 	a.settlePorts()
-	dirty := slices.Sorted(maps.Keys(a.dirty))
+	quick, slow := a.inOrder()
 	clear(a.dirty)
-	for _, id := range dirty {
-		if c := a.containers[id]; c != nil && c.inspected && !a.dirty[id] {
+	for i, id := range append(quick, slow...) {
+		if a.ctx.Err() != nil {
+			return false
+		}
+		if i >= len(quick) && a.quickWaits() {
+			for _, later := range slow[i-len(quick):] {
+				a.dirty[later] = true
+			}
+			return true
+		}
+		c := a.containers[id]
+		switch {
+		case c == nil || !c.inspected || a.dirty[id]:
+		case c.Running && veths == nil: // it was started meanwhile
+			a.dirty[id] = true
+		default:
 			a.enforce(c, veths)
 		}
 		a.beat()
@@ -416,6 +506,49 @@ func (a *agent) reconcile() (again bool) {
 		a.forgetOrphans()
 	}
 	return len(a.dirty) > 0
+}
+
+// anyRunning reports whether a container is dirty whose veths are looked at.
+func (a *agent) anyRunning() bool {
+	for id := range a.dirty {
+		if c := a.containers[id]; c != nil && c.inspected && c.Running {
+			return true
+		}
+	}
+	return false
+}
+
+// inOrder are the dirty containers, those that are slow to enforce apart.
+func (a *agent) inOrder() (quick, slow []string) {
+	for _, id := range slices.Sorted(maps.Keys(a.dirty)) {
+		if c := a.containers[id]; c != nil && a.slow(c) {
+			slow = append(slow, id)
+		} else {
+			quick = append(quick, id)
+		}
+	}
+	return quick, slow
+}
+
+// slow reports whether the filter of c takes a hook at tc that is not there, as far as that is known.
+func (a *agent) slow(c *container) bool {
+	if !c.asks || !c.Running || shares(c.NetworkMode) {
+		return false
+	}
+	w := c.want
+	atTC := w.tables == nil || w.tables.Receives || w.tables.LimitsSent || w.mode == xdp.TCX || w.both || w.program != ""
+	return atTC && (len(c.devices) == 0 || slices.ContainsFunc(c.devices, a.kernel.Slow))
+}
+
+// quickWaits reports whether a container is dirty that is not slow to enforce.
+func (a *agent) quickWaits() bool {
+	a.wakeTouched()
+	for id := range a.dirty {
+		if c := a.containers[id]; c != nil && c.inspected && !a.slow(c) {
+			return true
+		}
+	}
+	return false
 }
 
 // enforce brings one container in line, and its record.
@@ -455,7 +588,7 @@ func (a *agent) rethink(c *container) {
 	}
 	if k := a.knownOf(c); !k.equal(c.known) {
 		c.known = k
-		c.want, c.asks = wanted(c.Container, k, a.around.conf)
+		c.want, c.asks = a.wanted(c.Container, k)
 	}
 }
 
@@ -490,7 +623,7 @@ func (a *agent) release(c *container, veths namespaces) bool {
 // interfaces attaches to every veth of c, or closes it. It is false where c has ended or been started again, and
 // Docker has not yet said which: the record stays as it is until then.
 func (a *agent) interfaces(c *container, veths namespaces) (out []Interface, known bool) {
-	found, path, err := vethsOf(c.Container, veths, a.proc)
+	found, path, err := a.vethsOf(c, veths)
 	if errors.Is(err, xdp.ErrOwnNamespace) {
 		return []Interface{{Network: c.NetworkMode, State: Unsupported, Error: "lives in the host's own network namespace: there is no veth to filter"}}, true
 	}
@@ -515,7 +648,9 @@ func (a *agent) interfaces(c *container, veths namespaces) (out []Interface, kno
 		return nil, false
 	}
 	c.seen = len(found) > 0
-	c.devices = indexes(found)
+	if c.devices, c.nsid = indexes(found), -1; len(found) > len(strayed) {
+		c.nsid, c.path = found[0].NsID, path
+	}
 	maps.DeleteFunc(c.late, func(ifindex int, _ uint64) bool { return !slices.Contains(c.devices, ifindex) })
 	maps.DeleteFunc(c.uninvited, func(ifindex int, _ time.Time) bool { return !slices.Contains(c.devices, ifindex) })
 	networks := place(c.Networks, found, a.around.bridge)
@@ -571,6 +706,18 @@ func Veths(c docker.Container) ([]xdp.Veth, error) {
 	}
 	found, _, err := vethsOf(c, veths, hostProc)
 	return found, err
+}
+
+// vethsOf is vethsOf for a container that has been looked at before. While no message has told of its veths and they are those
+// that they were, with the same id of the namespace, they have been in that namespace all the time: so it is the same one.
+func (a *agent) vethsOf(c *container, veths namespaces) ([]xdp.Veth, string, error) {
+	if c.path != "" {
+		if found := veths.With(c.nsid); len(found) > 0 && slices.Equal(indexes(found), c.devices) {
+			return found, c.path, nil
+		}
+	}
+	c.path = ""
+	return vethsOf(c.Container, veths, a.proc)
 }
 
 // vethsOf finds the host's ends of the veths of c by its sandbox, or where that is not visible by its process; path is that of
@@ -722,25 +869,29 @@ func (a *agent) forgetOrphans() {
 	if a.session == nil || !a.session.listed {
 		return
 	}
-	records, err := a.kernel.Records()
-	if err != nil {
-		a.log.Warn("cannot read the records", "error", err)
-		return
+	ended := func(text string) bool {
+		r, _ := ParseRecord([]byte(text))
+		return !slices.ContainsFunc(r.Interfaces, func(i Interface) bool { return a.kernel.Filters(i.Ifindex) })
 	}
-	a.mendRecords(records)
-	for id, text := range records {
-		c := a.containers[id]
-		if c != nil && c.missing == 0 {
+	if records, err := a.kernel.Records(); err != nil {
+		a.log.Warn("cannot read the records", "error", err)
+	} else {
+		a.mendRecords(records)
+	}
+	for _, c := range a.containers {
+		if c.missing > 0 && c.saved != "" && ended(c.saved) {
+			a.forget(c)
+		}
+	}
+	for id, text := range a.records {
+		if !ended(text) {
 			continue
 		}
-		r, _ := ParseRecord(text)
-		if slices.ContainsFunc(r.Interfaces, func(i Interface) bool { return a.kernel.Filters(i.Ifindex) }) {
+		if err := a.kernel.DeleteRecord(id); err != nil {
+			a.log.Warn("cannot delete the record", "id", short(id), "error", err)
 			continue
 		}
-		if c == nil {
-			c = &container{Container: docker.Container{ID: id, Name: r.Name}, saved: string(text)}
-		}
-		a.forget(c)
+		delete(a.records, id)
 	}
 }
 

@@ -169,7 +169,7 @@ func (a *agent) compare(s *session, list []docker.Summary) {
 		a.lost = false
 		a.log.Info("the engine is back")
 	}
-	s.listed, a.sweep, a.orphans = true, true, true
+	s.listed, a.orphans = true, true
 	there := map[string]bool{}
 	for _, l := range list {
 		there[l.ID] = true
@@ -190,7 +190,7 @@ func (a *agent) compare(s *session, list []docker.Summary) {
 			continue
 		}
 		if c.missing++; c.missing >= ghostLists {
-			delete(a.containers, id)
+			a.part(c)
 		}
 	}
 }
@@ -218,8 +218,7 @@ func (a *agent) heard(event docker.Event) {
 		// It asks for nothing and joins nobody. One whose create event was lost is seen by the next list.
 	case event.Action == docker.ActionDestroy:
 		a.forget(c)
-		delete(a.containers, c.ID)
-		a.sweep = true
+		a.part(c)
 	case event.Action == docker.ActionConnect || event.Action == docker.ActionDisconnect:
 		// One that is not up is about to start, and its start event follows.
 		if c.Running || a.asking(c) {
@@ -258,9 +257,19 @@ func (a *agent) ask(id string) {
 	})
 }
 
+// part gives a container up that there is no more. A record that is left is looked after with the next list.
+func (a *agent) part(c *container) {
+	delete(a.containers, c.ID)
+	if c.saved != "" {
+		a.records[c.ID] = c.saved
+	}
+}
+
 // meet takes up a container, with what an agent before this one has recorded of it.
 func (a *agent) meet(id string) *container {
-	c := &container{Container: docker.Container{ID: id}, stale: true, late: map[int]uint64{}, uninvited: map[int]time.Time{}, saved: a.records[id]}
+	c := &container{
+		Container: docker.Container{ID: id}, stale: true, nsid: -1, late: map[int]uint64{}, uninvited: map[int]time.Time{}, saved: a.records[id],
+	}
 	delete(a.records, id)
 	if r, err := ParseRecord([]byte(c.saved)); err == nil {
 		c.stay = r.Joined
@@ -320,11 +329,14 @@ func (a *agent) answered(s *session, c *container, answer docker.Container, err 
 func (a *agent) learn(c *container, answer docker.Container) {
 	if !c.inspected || answer.ImageKnown && !c.ImageKnown || answer.Name != c.Name {
 		k := a.around.of(answer)
-		c.want, c.asks = wanted(answer, k, a.around.conf)
+		c.want, c.asks = a.wanted(answer, k)
 		c.known = k.needed(c.want.live)
 	}
 	if c.want.live && a.around.lacks(answer) {
 		a.askNetworks()
+	}
+	if answer.SandboxKey != c.SandboxKey || answer.Pid != c.Pid {
+		c.path = ""
 	}
 	c.Container, c.inspected, c.stale = answer, true, false
 	a.dirty[c.ID] = true

@@ -85,6 +85,17 @@ func (h *fakeHold) Release(ifindexes ...int) error {
 	return h.fail["release"]
 }
 
+func (h *fakeHold) Forget(ifindexes ...int) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, i := range ifindexes {
+		if _, there := h.ports[i]; !there {
+			delete(h.released, i)
+		}
+	}
+	return nil
+}
+
 func (h *fakeHold) Refresh() (bool, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()

@@ -48,6 +48,7 @@ type fakeKernel struct {
 	fail       map[string]error          // "attach 7", "shut 7", "save", "veths" -> error
 	calls      []string
 	outlets    map[string][]xdp.Outlet // by path of the namespace
+	called     func(call string)       // told of each call, with mu held
 	retired    int
 	hold       *fakeHold
 }
@@ -63,6 +64,9 @@ func newFakeKernel() *fakeKernel {
 func (k *fakeKernel) call(format string, args ...any) error {
 	text := fmt.Sprintf(format, args...)
 	k.calls = append(k.calls, text)
+	if k.called != nil {
+		k.called(text)
+	}
 	return k.fail[text]
 }
 
@@ -197,6 +201,23 @@ func (k *fakeKernel) Bound(answered int) error {
 	return k.call("bound %d", answered)
 }
 
+func (k *fakeKernel) Slow(ifindex int) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.attached[ifindex] == ""
+}
+
+func (k *fakeKernel) Forget(ifindexes ...int) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, i := range ifindexes {
+		if !k.exists(i) {
+			delete(k.attached, i)
+		}
+	}
+	return nil
+}
+
 func (k *fakeKernel) Sweep() error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -238,6 +259,7 @@ func (k *fakeKernel) DeleteRecord(id string) error {
 func (k *fakeKernel) In(path string) ([]xdp.Veth, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	_ = k.call("in %s", path)
 	veths, ok := k.namespaces[path]
 	switch {
 	case path == "host":
@@ -265,6 +287,17 @@ func (k *fakeKernel) listOutlets(path string) ([]xdp.Outlet, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	return k.outlets[path], k.call("outlets %s", path)
+}
+
+func (k *fakeKernel) With(nsid int) []xdp.Veth {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, veths := range k.namespaces {
+		if len(veths) > 0 && veths[0].NsID == nsid {
+			return slices.Clone(veths)
+		}
+	}
+	return nil
 }
 
 func (k *fakeKernel) set(change func()) {
@@ -586,7 +619,7 @@ func fakeAgent(k *fakeKernel, o Options) *agent {
 		defer k.mu.Unlock()
 		return k.host, k.fail["host"]
 	}
-	a.watchHost = func(ctx context.Context, _ func(), _ func(int)) { <-ctx.Done() }
+	a.watchHost = func(ctx context.Context, _ func(), _ func(xdp.Change)) { <-ctx.Done() }
 	a.detachByHand = k.detachByHand
 	a.readProgram = k.readProgram
 	return a
@@ -607,7 +640,7 @@ func (r *rig) plug(c docker.Container) {
 func vethsFor(c docker.Container) (out []xdp.Veth) {
 	for n, e := range c.Networks {
 		i := c.Pid + n
-		out = append(out, xdp.Veth{Index: i, Name: fmt.Sprintf("veth%d", i), Bridge: surroundings{}.bridge(e)})
+		out = append(out, xdp.Veth{Index: i, Name: fmt.Sprintf("veth%d", i), Bridge: surroundings{}.bridge(e), NsID: c.Pid})
 	}
 	return out
 }

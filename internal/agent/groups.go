@@ -169,17 +169,43 @@ func nameservers(text string) (out []netip.Addr) {
 	return out
 }
 
-// lookAround reads the host anew where a container needs it.
+// lookAround reads the host anew where a container needs it: beside the loop, except for the first time.
 func (a *agent) lookAround() {
-	needed := func(c *container) bool { return c.inspected && c.asks }
-	if !a.hostStale || !slices.ContainsFunc(slices.Collect(maps.Values(a.containers)), needed) {
+	if !a.hostStale || a.readingHost || !a.anybodyAsks() {
 		return
 	}
-	h, err := a.readHost()
-	a.complain(&a.hostTrouble, err, "cannot read the host's addresses; trying again")
-	if err == nil {
-		a.around.host, a.hostStale = h, false
+	a.hostStale = false
+	if a.around.host == nil {
+		a.learnHost(a.readHost())
+		return
 	}
+	a.readingHost = true
+	a.beside.Go(func() {
+		h, err := a.readHost()
+		a.tell(func() { a.readingHost = false; a.learnHost(h, err) })
+	})
+}
+
+// learnHost takes in what the host says of itself. Where that is new, every container is looked at whose policy may depend on it.
+func (a *agent) learnHost(h *host, err error) {
+	a.complain(&a.hostTrouble, err, "cannot read the host's addresses; trying again")
+	switch {
+	case err != nil: // tried again with the next news where nothing is known, else at the resync
+		a.hostStale = a.hostStale || a.around.host == nil
+		return
+	case a.around.host != nil && a.around.host.equal(h):
+		return
+	}
+	a.around.host = h
+	for id, c := range a.containers {
+		if c.asks {
+			a.dirty[id] = true
+		}
+	}
+}
+
+func (h *host) equal(o *host) bool {
+	return slices.Equal(h.addrs, o.addrs) && slices.Equal(h.onLink, o.onLink) && slices.Equal(h.resolvers, o.resolvers)
 }
 
 // askNetworks asks for the networks beside the loop.
@@ -260,7 +286,10 @@ func (s surroundings) behind(bridge string) (docker.Network, bool) {
 // filtered is what the record says of a device that has a filter, or is closed by one. One that was not in the same
 // network then has joined it since, and its filter was made without that.
 func (a *agent) filtered(c *container, now Interface) (Interface, bool) {
-	r, err := ParseRecord([]byte(c.saved))
+	r, err := c.told, error(nil)
+	if r.ID == "" {
+		r, err = ParseRecord([]byte(c.saved))
+	}
 	n := slices.IndexFunc(r.Interfaces, func(i Interface) bool {
 		return i.Ifindex == now.Ifindex && i.Network == now.Network && i.State != Pending
 	})

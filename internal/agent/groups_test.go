@@ -193,7 +193,7 @@ func TestWantedOfGroups(t *testing.T) {
 		{"xdp.egress.drop=dns", known{missing: "all"}, false, resolverClosed{true, true}},
 		{"xdp.drop=udp,multicast,metadata", known{missing: "all"}, true, resolverClosed{}},
 	} {
-		w, _ := wanted(box(1, true, strings.Fields(tc.label)...), tc.k, config.Config{})
+		w, _ := wanted(box(1, true, strings.Fields(tc.label)...), tc.k, config.Config{}, compile)
 		warns := slices.ContainsFunc(w.warnings, func(s string) bool { return strings.Contains(s, "loopback") })
 		if (w.tables != nil) != tc.open || w.waits != (tc.k.missing != "" && !tc.open) || w.resolver != tc.resolver || warns != (tc.open && tc.resolver != resolverClosed{}) {
 			t.Errorf("%s %+v: %+v", tc.label, tc.k, w)

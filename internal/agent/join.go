@@ -146,6 +146,9 @@ func (a *agent) peek(id string) {
 // lookAtOwner lets the container be looked at whose network c joins, and the one whose network that joins.
 func (a *agent) lookAtOwner(c docker.Container) {
 	owner := ownerOf(c)
+	if owner == "" {
+		return
+	}
 	for id, o := range a.containers {
 		if isOwner(owner, o.Container) && !a.dirty[id] {
 			a.dirty[id] = true

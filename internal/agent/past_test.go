@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -169,7 +170,9 @@ func TestUninvitedVeth(t *testing.T) {
 func TestVethThatIsMovedAway(t *testing.T) {
 	c := admin(10, "xdp.drop=udp")
 	away := func(r *rig) {
-		r.kernel.namespaces["elsewhere"], r.kernel.namespaces[c.SandboxKey] = r.kernel.namespaces[c.SandboxKey], nil
+		moved := slices.Clone(r.kernel.namespaces[c.SandboxKey])
+		moved[0].NsID += 1000
+		r.kernel.namespaces["elsewhere"], r.kernel.namespaces[c.SandboxKey] = moved, nil
 	}
 	wantMoved := func(r *rig) {
 		t.Helper()
@@ -189,7 +192,7 @@ func TestVethThatIsMovedAway(t *testing.T) {
 			t.Error("its filter is not looked after any more")
 		}
 		records, _ = r.kernel.Records()
-		r.kernel.set(func() { r.kernel.namespaces[c.SandboxKey] = r.kernel.namespaces["elsewhere"] })
+		r.kernel.set(func() { r.kernel.namespaces[c.SandboxKey] = vethsFor(c) })
 		r.after(resync)
 		if got := r.errors(c); got != "" {
 			t.Errorf("back again, it says %q", got)

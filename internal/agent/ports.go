@@ -17,6 +17,7 @@ type holder interface {
 	Unseen(ifindex int) (packets uint64, held bool)
 	Prepare(ifindex int) error
 	Release(ifindexes ...int) error
+	Forget(ifindexes ...int) error
 	Refresh() (lapsed bool, err error)
 	Mend() error
 }

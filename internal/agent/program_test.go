@@ -110,7 +110,7 @@ func TestWhoseProgram(t *testing.T) {
 		if tc.conf != "" {
 			conf = parseConfig(t, tc.conf)
 		}
-		w, asks := wanted(c, known{}, conf)
+		w, asks := wanted(c, known{}, conf, compile)
 		if !asks || w.program != tc.want || w.problem != "" {
 			t.Errorf("%s: program %q, want %q; asks %t, %s", tc.name, w.program, tc.want, asks, w.problem)
 		}
@@ -130,7 +130,7 @@ func TestProgramAndDetours(t *testing.T) {
 	} {
 		c := box(1, true, tc.labels...)
 		c.Runtime = tc.runtime
-		w, _ := wanted(c, known{}, config.Config{})
+		w, _ := wanted(c, known{}, config.Config{}, compile)
 		if w.holds != tc.holds || w.holds != (w.loophole == "") {
 			t.Errorf("%v under %s: holds %t, %q", tc.labels, tc.runtime, w.holds, w.loophole)
 		}

@@ -133,7 +133,7 @@ func (a *agent) configure(conf config.Config) {
 	for _, c := range a.containers {
 		if c.inspected {
 			c.known = a.around.of(c.Container)
-			c.want, c.asks = wanted(c.Container, c.known, conf)
+			c.want, c.asks = a.wanted(c.Container, c.known)
 		}
 	}
 	a.everythingDirty()

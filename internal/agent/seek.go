@@ -237,6 +237,6 @@ func (a *agent) outlined(answer docker.Container) {
 	}
 	c.Container, c.outlined = answer, true
 	k := a.around.of(answer)
-	c.want, c.asks = wanted(answer, k, a.around.conf)
+	c.want, c.asks = a.wanted(answer, k)
 	c.known = k.needed(c.want.live)
 }

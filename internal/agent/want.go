@@ -41,15 +41,49 @@ type want struct {
 	loophole string
 }
 
+// compile is xdp.Compile for a stack that may name groups.
+func compile(s policy.Stack, g policy.Groups) (*xdp.Tables, error) { return xdp.Compile(g.Resolve(s)) }
+
+// compiled is what a stack was compiled to.
+type compiled struct {
+	groups policy.Groups
+	tables *xdp.Tables
+}
+
+// mostCompiled bounds how many sets of groups one stack is remembered with: containers of one network have the same.
+const mostCompiled = 128
+
+// compile remembers for a while what it has compiled: a host's containers ask for few different policies.
+func (a *agent) compile(s policy.Stack, g policy.Groups) (*xdp.Tables, error) {
+	key, live := "", s.Live()
+	for _, source := range s {
+		key += fmt.Sprintf("%s(%s)\n", source.Origin, source.Policy.Text())
+	}
+	for _, c := range a.compiled[key] {
+		if !live || c.groups.Equal(g) {
+			return c.tables, nil
+		}
+	}
+	t, err := compile(s, g)
+	if err == nil && len(a.compiled[key]) < mostCompiled {
+		a.compiled[key] = append(a.compiled[key], compiled{g, t})
+	}
+	return t, err
+}
+
 // wanted is what c asks for; false where it asks for nothing.
-func wanted(c docker.Container, k known, conf config.Config) (want, bool) {
+func (a *agent) wanted(c docker.Container, k known) (want, bool) {
+	return wanted(c, k, a.around.conf, a.compile)
+}
+
+func wanted(c docker.Container, k known, conf config.Config, compile func(policy.Stack, policy.Groups) (*xdp.Tables, error)) (want, bool) {
 	stack, asks, warnings, err := Stack(c, conf)
 	if !asks {
 		return want{}, false
 	}
 	w := want{policy: StackText(stack), live: stack.Live(), mode: xdp.Auto, warnings: warnings, holds: true}
 	if err == nil {
-		w.tables, err = xdp.Compile(k.groups.Resolve(stack))
+		w.tables, err = compile(stack, k.groups)
 	}
 	switch {
 	case err != nil:
@@ -57,7 +91,10 @@ func wanted(c docker.Container, k known, conf config.Config) (want, bool) {
 	case w.live && k.missing != "":
 		w.tables, w.waits, w.problem = nil, true, "who is in its groups is not known: "+k.missing
 	}
-	if w.resolver = closes(k.groups.Resolve(stack), k.loopback); w.tables == nil {
+	if len(k.loopback) > 0 {
+		w.resolver = closes(k.groups.Resolve(stack), k.loopback)
+	}
+	if w.tables == nil {
 		w.resolver = resolverClosed{true, true}
 	}
 	if w.resolver != (resolverClosed{}) && w.tables != nil {

@@ -64,7 +64,7 @@ func TestWanted(t *testing.T) {
 	} {
 		c := box(1, true, "xdp.drop=udp")
 		tc.change(&c)
-		w, asks := wanted(c, known{}, config.Config{})
+		w, asks := wanted(c, known{}, config.Config{}, compile)
 		if asks != tc.asks || w.policy != tc.policy || w.mode != tc.mode || w.holds != tc.holds || (w.tables != nil) != tc.open {
 			t.Errorf("%s: %+v, asks %t", tc.name, w, asks)
 		}
@@ -105,12 +105,12 @@ func TestManyErrors(t *testing.T) {
 	for i := range 4000 {
 		c.Labels["xdp.wrong"+strings.Repeat("g", i%3)+string(rune('a'+i%26))+strings.Repeat("x", i%13)] = "x"
 	}
-	w, asks := wanted(c, known{}, config.Config{})
+	w, asks := wanted(c, known{}, config.Config{}, compile)
 	if n := strings.Count(w.problem, "; "); !asks || n != maxErrors || !strings.HasSuffix(w.problem, " errors more") || len(w.problem) > 8<<10 {
 		t.Errorf("asks %t, %d errors in %d bytes, the end %q", asks, n, len(w.problem), w.problem[max(0, len(w.problem)-40):])
 	}
 	few := box(1, true, "xdp.a=x", "xdp.b=x")
-	if w, _ := wanted(few, known{}, config.Config{}); strings.Count(w.problem, "; ") != 1 || !strings.Contains(w.problem, "xdp.b") {
+	if w, _ := wanted(few, known{}, config.Config{}, compile); strings.Count(w.problem, "; ") != 1 || !strings.Contains(w.problem, "xdp.b") {
 		t.Errorf("%q", w.problem)
 	}
 }

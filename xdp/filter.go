@@ -114,6 +114,7 @@ func (f *Filter) load() error {
 		return err
 	}
 	f.tcx = f.haveTCX()
+	f.noTCX = !f.tcx
 	return nil
 }
 

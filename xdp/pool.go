@@ -1,6 +1,7 @@
 package xdp
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"slices"
@@ -317,17 +318,18 @@ func (p *pool) room(n int) (id uint16, first uint32, err error) {
 	if uint32(id) >= p.objs.Policies.MaxEntries() {
 		return 0, 0, fmt.Errorf("no room for another distinct policy: %d are in use", len(p.policies))
 	}
-	used := make([]filterPolicy, 0, len(p.policies))
+	type taken struct{ from, to uint32 } // to is the first after it
+	used := make([]taken, 0, len(p.policies))
 	for _, pol := range p.policies {
-		used = append(used, pol)
+		used = append(used, taken{pol.FirstNode, pol.FirstNode + pol.NumNodes})
 	}
-	slices.SortFunc(used, func(a, b filterPolicy) int { return int(a.FirstNode) - int(b.FirstNode) })
+	slices.SortFunc(used, func(a, b taken) int { return cmp.Compare(a.from, b.from) })
 	first = 1
-	for _, pol := range used {
-		if pol.FirstNode-first >= uint32(n) {
+	for _, u := range used {
+		if u.from-first >= uint32(n) {
 			return id, first, nil
 		}
-		first = pol.FirstNode + pol.NumNodes
+		first = u.to
 	}
 	if p.objs.Nodes.MaxEntries()-first < uint32(n) {
 		return 0, 0, fmt.Errorf("no room for a policy of %d nodes: the rules of all containers together are too many", n)

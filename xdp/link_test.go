@@ -474,6 +474,27 @@ func TestAttachAgain(t *testing.T) {
 	n.wantUDP(true, "antispoof is off")
 }
 
+// TestForget names a device that is gone, and one that is not.
+func TestForget(t *testing.T) {
+	n := newNetwork(t)
+	dir := bpffs(t)
+	f := open(t, dir)
+	defer f.Close()
+	v := n.veth("host1", "eth1")
+	w := Want{Policy: labelled(t, "xdp.drop=udp"), Mode: Generic}
+	must(t, f.Attach(n.host.Index, w))
+	each := len(pins(t, dir))
+	must(t, f.Attach(v.Index, w))
+	l, err := netlink.LinkByIndex(v.Index)
+	must(t, err)
+	must(t, netlink.LinkDel(l))
+	must(t, f.Forget(v.Index, n.host.Index))
+	if got := filtered(f); len(got) != 1 || got[0] != n.host.Index || len(pins(t, dir)) != each {
+		t.Errorf("filtered %v, pinned %v", got, pins(t, dir))
+	}
+	n.wantUDP(false, "the one that is there")
+}
+
 func TestSweepFreesEverything(t *testing.T) {
 	n := newNetwork(t)
 	dir := bpffs(t)

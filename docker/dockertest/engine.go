@@ -288,13 +288,18 @@ func (e *Engine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case path == "/events":
 		e.serveEvents(w, r)
 	default:
-		e.serveObject(w, path)
+		e.serveObject(w, path, r.URL.Query().Get("filters"))
 	}
 }
 
-func (e *Engine) serveObject(w http.ResponseWriter, path string) {
+func (e *Engine) serveObject(w http.ResponseWriter, path, filters string) {
 	e.mu.Lock()
-	body := e.object(path)
+	var body any
+	if path == "/containers/json" {
+		body = e.list(filters)
+	} else {
+		body = e.object(path)
+	}
 	e.mu.Unlock()
 	w.Header().Set("Content-Type", "application/json")
 	if body == nil {

@@ -15,21 +15,17 @@ func (e *Engine) object(path string) any {
 	switch kind, id := split(path); {
 	case path == "/info":
 		return object{"ServerVersion": "fake", "CgroupVersion": "1", "SecurityOptions": []string{"name=seccomp,profile=default"}}
-	case path == "/containers/json":
-		list := []object{}
-		for _, c := range e.containers {
-			list = append(list, summary(c))
-		}
-		return list
 	case path == "/networks":
 		list := []object{}
 		for id, n := range e.networks {
-			list = append(list, e.network(id, n))
+			list = append(list, network(id, n))
 		}
 		return list
 	case kind == "networks":
 		if n, ok := e.networks[id]; ok {
-			return e.network(id, n)
+			o := network(id, n)
+			o["Containers"] = e.attached(id)
+			return o
 		}
 	case kind == "containers" && e.raw[id] != "":
 		return json.RawMessage(e.raw[id])
@@ -45,12 +41,36 @@ func (e *Engine) object(path string) any {
 	return nil
 }
 
-// network is complete with what is attached to it: the endpoints of containers that run.
-func (e *Engine) network(id string, n docker.Network) object {
-	attached := object{}
+// list is the answer to a list of containers, of which filters may name some by their ids; mu is held.
+func (e *Engine) list(filters string) []object {
+	var by struct {
+		ID map[string]bool `json:"id"`
+	}
+	_ = json.Unmarshal([]byte(filters), &by)
+	out := []object{}
+	for id, c := range e.containers {
+		if by.ID == nil || by.ID[id] {
+			out = append(out, summary(c))
+		}
+	}
+	return out
+}
+
+// network is what a list says of one.
+func network(id string, n docker.Network) object {
+	options := object{}
+	if n.Bridge != "" {
+		options["com.docker.network.bridge.name"] = n.Bridge
+	}
+	return object{"Id": id, "Name": n.Name, "Driver": n.Driver, "IPAM": object{"Config": subnets(n)}, "Options": options}
+}
+
+// attached are the ends of a network: those endpoints that have a MAC, whether or not the container's process runs yet.
+func (e *Engine) attached(id string) object {
+	out := object{}
 	for _, c := range e.containers {
 		for _, ep := range c.Networks {
-			if c.Running && ep.NetworkID == id {
+			if ep.MAC != nil && ep.NetworkID == id {
 				end := object{"Name": c.Name, "EndpointID": ep.EndpointID, "MacAddress": ep.MAC.String()}
 				for _, a := range ep.Addrs {
 					if a.Is4() {
@@ -59,15 +79,11 @@ func (e *Engine) network(id string, n docker.Network) object {
 						end["IPv6Address"] = a.String() + "/64"
 					}
 				}
-				attached[c.ID] = end
+				out[c.ID] = end
 			}
 		}
 	}
-	options := object{}
-	if n.Bridge != "" {
-		options["com.docker.network.bridge.name"] = n.Bridge
-	}
-	return object{"Id": id, "Name": n.Name, "Driver": n.Driver, "IPAM": object{"Config": subnets(n)}, "Options": options, "Containers": attached}
+	return out
 }
 
 // subnets pairs them with the gateways.

@@ -27,6 +27,8 @@ type Vethwall struct {
 	// Config is the path of the agent's configuration, which says nothing at first. Programs is the directory of the
 	// operator's objects, which is empty.
 	Config, Programs string
+	// Heard, if not nil, is told what the agent logs as it does, by the line or several.
+	Heard func(text string)
 
 	agent *agentProcess
 }
@@ -210,7 +212,7 @@ func (v *Vethwall) SpawnAgent(flags ...string) {
 	if a.pid != 0 {
 		v.t.Fatal("an agent runs already")
 	}
-	a.log.reset()
+	a.log.reset(v.Heard)
 	cmd := v.Command(v.Bin, v.withFlags(append([]string{"agent"}, flags...))...)
 	cmd.Stdout, cmd.Stderr = &a.log, &a.log
 	done, err := spawn(cmd, syscall.SIGKILL)
@@ -299,6 +301,9 @@ func (v *Vethwall) remove() {
 	}
 }
 
+// AgentPid is the agent's process, 0 while none runs.
+func (v *Vethwall) AgentPid() int { return v.agent.pid }
+
 // Filtered are the names of the devices of the engine's host that carry an XDP program, whosever it is.
 func (v *Vethwall) Filtered() []string {
 	v.t.Helper()
@@ -339,13 +344,17 @@ func (v *Vethwall) Links() (links []Link) {
 
 // logBuffer is written by a process and read by a test.
 type logBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
+	mu    sync.Mutex
+	b     bytes.Buffer
+	heard func(string)
 }
 
 func (l *logBuffer) Write(p []byte) (int, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.heard != nil {
+		l.heard(string(p))
+	}
 	return l.b.Write(p)
 }
 
@@ -355,8 +364,9 @@ func (l *logBuffer) String() string {
 	return l.b.String()
 }
 
-func (l *logBuffer) reset() {
+func (l *logBuffer) reset(heard func(string)) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.b.Reset()
+	l.heard = heard
 }

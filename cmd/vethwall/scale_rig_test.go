@@ -1,0 +1,270 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/link"
+
+	"github.com/vethwall/vethwall/internal/enginetest"
+)
+
+// scaleRig is a simulated host, and what its agent has said of containers, with the times.
+type scaleRig struct {
+	*enginetest.Simulated
+	t *testing.T
+
+	mu       sync.Mutex
+	enforced map[string]time.Time // by name
+	freed    map[string]time.Time // by port
+	ready    time.Time
+	rest     string // of a line
+
+	noTCX bool // the kernel has none
+}
+
+func newScaleRig(t *testing.T, room int) *scaleRig {
+	r := &scaleRig{t: t, Simulated: enginetest.Simulate(t, room), enforced: map[string]time.Time{}, freed: map[string]time.Time{}}
+	r.Heard = r.hear
+	return r
+}
+
+var (
+	saidEnforced = regexp.MustCompile(`msg=(?:enforced|late) container=(\S+)`)
+	saidFree     = regexp.MustCompile(`msg="a new port may send" port=(\S+)`)
+)
+
+func (r *scaleRig) hear(text string) {
+	now := time.Now()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	text = r.rest + text
+	end := strings.LastIndexByte(text, '\n') + 1
+	r.rest = text[end:]
+	for line := range strings.Lines(text[:end]) {
+		if m := saidEnforced.FindStringSubmatch(line); m != nil {
+			r.enforced[m[1]] = now
+		}
+		if m := saidFree.FindStringSubmatch(line); m != nil {
+			r.freed[m[1]] = now
+		}
+		if strings.Contains(line, "ready:") {
+			r.ready = now
+		}
+	}
+}
+
+// start starts an agent, and returns how long it takes until it has looked at everything.
+func (r *scaleRig) start() time.Duration {
+	r.t.Helper()
+	return r.awaitReady(r.spawn())
+}
+
+// spawn starts an agent, and returns when.
+func (r *scaleRig) spawn() time.Time {
+	r.t.Helper()
+	r.mu.Lock()
+	clear(r.enforced)
+	clear(r.freed)
+	r.mu.Unlock()
+	began := time.Now()
+	r.SpawnAgent("-v")
+	return began
+}
+
+func (r *scaleRig) awaitReady(began time.Time) time.Duration {
+	r.t.Helper()
+	r.AwaitLog("ready:")
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.ready.Sub(began)
+}
+
+// count is how many containers the agent has enforced.
+func (r *scaleRig) count() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.enforced)
+}
+
+// await returns when the agent has said something of a container or a port.
+func (r *scaleRig) await(said map[string]time.Time, what string) time.Time {
+	r.t.Helper()
+	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {
+		r.mu.Lock()
+		at := said[what]
+		r.mu.Unlock()
+		if !at.IsZero() {
+			return at
+		}
+	}
+	r.t.Errorf("the agent says nothing of %s", what)
+	return time.Now()
+}
+
+// footprint is what the process of the agent takes.
+type footprint struct {
+	cpu                                 time.Duration
+	rss, peak                           int // KiB
+	fds, threads, pins, devices, tables int
+}
+
+func (r *scaleRig) footprint() (u footprint) {
+	r.t.Helper()
+	proc := filepath.Join("/proc", strconv.Itoa(r.AgentPid()))
+	stat, err := os.ReadFile(filepath.Join(proc, "stat"))
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	f := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+2:]))
+	for _, ticks := range f[11:13] { // utime, stime in 1/100 s
+		n, _ := strconv.Atoi(ticks)
+		u.cpu += time.Duration(n) * 10 * time.Millisecond
+	}
+	status, _ := os.ReadFile(filepath.Join(proc, "status"))
+	for line := range strings.Lines(string(status)) {
+		key, value, _ := strings.Cut(line, ":")
+		n, _ := strconv.Atoi(strings.TrimSuffix(strings.TrimSpace(value), " kB"))
+		switch key {
+		case "VmRSS":
+			u.rss = n
+		case "VmHWM":
+			u.peak = n
+		case "Threads":
+			u.threads = n
+		}
+	}
+	fds, _ := os.ReadDir(filepath.Join(proc, "fd"))
+	pins, _ := os.ReadDir(filepath.Join(r.Dir, "links"))
+	u.fds, u.pins = len(fds), len(pins)
+	u.devices = r.inMap("devices", func(m *ebpf.Map, key uint32) bool {
+		var entry uint64
+		return m.Lookup(key, &entry) == nil && entry != 0
+	})
+	u.tables = r.inMap("answered", func(m *ebpf.Map, key uint32) bool {
+		var id uint32
+		return m.Lookup(key, &id) == nil
+	})
+	return u
+}
+
+// inMap is how many elements of an array there are that is pinned.
+func (r *scaleRig) inMap(name string, is func(*ebpf.Map, uint32) bool) (n int) {
+	r.t.Helper()
+	found, _ := filepath.Glob(filepath.Join(r.Dir, "maps-*", name))
+	if len(found) != 1 {
+		r.t.Fatalf("map %s: %v", name, found)
+	}
+	m, err := ebpf.LoadPinnedMap(found[0], nil)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	defer m.Close()
+	for key := range m.MaxEntries() {
+		if is(m, key) {
+			n++
+		}
+	}
+	return n
+}
+
+func (u footprint) String() string {
+	return fmt.Sprintf("CPU %v, RSS %d MiB, at most %d; %d fds, %d threads, %d pins, %d devices, %d tables",
+		u.cpu, u.rss>>10, u.peak>>10, u.fds, u.threads, u.pins, u.devices, u.tables)
+}
+
+// goroutines ends the agent, and returns how many it had: the Go runtime lists them.
+func (r *scaleRig) goroutines() (n int) {
+	r.t.Helper()
+	r.EndAgent(syscall.SIGQUIT)
+	for line := range strings.Lines(r.Log()) {
+		if strings.HasPrefix(line, "goroutine ") {
+			n++
+		}
+	}
+	return n
+}
+
+// plug plugs containers in, from the first to the last but one.
+func (r *scaleRig) plug(from, to int, labels map[string]string) {
+	r.t.Helper()
+	for i := from; i < to; i++ {
+		if _, err := r.Plug(i, labels); err != nil {
+			r.t.Fatal(err)
+		}
+	}
+}
+
+// wear gives all containers labels, as if they had been made with them.
+func (r *scaleRig) wear(n int, labels map[string]string) {
+	for i := range n {
+		r.Put(i, labels)
+	}
+}
+
+// bareTCX is how long the kernel takes to attach a program at tcx to the ports of containers, one after the other.
+func (r *scaleRig) bareTCX(n int) (all time.Duration, each []time.Duration) {
+	r.t.Helper()
+	indexes := r.indexes(n)
+	err := r.Inside(func() error {
+		p, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+			Type: ebpf.SchedCLS, License: "MIT", Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, -1), asm.Return()},
+		})
+		if err != nil {
+			return err
+		}
+		defer p.Close()
+		began := time.Now()
+		for _, index := range indexes {
+			at := time.Now()
+			l, err := link.AttachTCX(link.TCXOptions{Interface: index, Program: p, Attach: ebpf.AttachTCXEgress})
+			if err != nil {
+				return err
+			}
+			defer l.Close()
+			each = append(each, time.Since(at))
+		}
+		all = time.Since(began)
+		return nil
+	})
+	if err != nil && !errors.Is(err, ebpf.ErrNotSupported) {
+		r.t.Fatal(err)
+	}
+	r.noTCX = err != nil
+	return all, each
+}
+
+// indexes are the ifindexes of ports.
+func (r *scaleRig) indexes(n int) (out []int) {
+	r.t.Helper()
+	byName := map[string]int{}
+	for _, l := range r.Links() {
+		byName[l.Name] = l.Index
+	}
+	for i := range n {
+		out = append(out, byName[enginetest.Port(i)])
+	}
+	return out
+}
+
+// quantiles are the median, the 99th percentile and the maximum.
+func quantiles(of []time.Duration) string {
+	slices.Sort(of)
+	at := func(q float64) time.Duration {
+		return of[min(len(of)-1, int(q*float64(len(of))))].Round(10 * time.Microsecond)
+	}
+	return fmt.Sprintf("median %v, 99th percentile %v, max %v (%d)", at(0.5), at(0.99), of[len(of)-1].Round(10*time.Microsecond), len(of))
+}

@@ -631,8 +631,11 @@ func (a *agent) interfaces(c *container, veths namespaces) (out []Interface, kno
 		fresh := !c.stale && !a.asking(c) && c.missing == 0
 		c.stale = true
 		if c.seen {
-			c.seen = false
+			c.seen, c.lost = false, time.Now()
 			a.ask(c.ID)
+			return nil, false
+		}
+		if time.Since(c.lost) < resync/2 { // Docker may be yet to tell that it has ended
 			return nil, false
 		}
 		return []Interface{{Network: c.NetworkMode, State: Pending, Error: OneLine(err)}}, fresh

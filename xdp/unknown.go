@@ -38,7 +38,7 @@ func (c *compiler) unknowns(known []segment) []interval {
 
 // agree is the cell of what may be either.
 func (c *compiler) agree(a, b uint32) uint32 {
-	return c.oneOf(map[uint32]int{plain(a): 1, plain(b): 1})
+	return c.oneOf(map[uint32]int{a: 1, b: 1})
 }
 
 // plain is a cell without what does not matter to what cannot be read: which sources say why it passes or does not. It leaves a
@@ -77,7 +77,7 @@ func (c *compiler) mixed(m mixture, classes map[int]bool) row {
 	bases := map[uint32]int{}
 	named := map[int][]*row{}
 	for _, r := range m.rows {
-		bases[plain(r.base)]++
+		bases[r.base]++
 		for class := range r.cells {
 			if classes[class] {
 				named[class] = append(named[class], r)
@@ -88,9 +88,9 @@ func (c *compiler) mixed(m mixture, classes map[int]bool) row {
 	for class, rows := range named {
 		seen := map[uint32]int{}
 		for _, r := range rows {
-			seen[plain(r.cells[class])]++
-			if bases[plain(r.base)]--; bases[plain(r.base)] == 0 {
-				delete(bases, plain(r.base))
+			seen[r.cells[class]]++
+			if bases[r.base]--; bases[r.base] == 0 {
+				delete(bases, r.base)
 			}
 		}
 		cell := c.oneOf(seen)
@@ -99,7 +99,7 @@ func (c *compiler) mixed(m mixture, classes map[int]bool) row {
 		}
 		out.cells[class] = cell
 		for _, r := range rows {
-			bases[plain(r.base)]++
+			bases[r.base]++
 		}
 	}
 	return out
@@ -108,15 +108,19 @@ func (c *compiler) mixed(m mixture, classes map[int]bool) row {
 // oneOf is the cell of what may be any of several: the only one, or unreadable where there are more. That passes where
 // all of them do, and is not logged where none that drops is. A limit holds where it may.
 func (c *compiler) oneOf(cells map[uint32]int) uint32 {
-	if len(cells) == 1 || c.limits {
-		union := uint32(cellBit)
-		for cell := range cells {
-			union |= cell
-		}
+	verdicts, union := map[uint32]bool{}, uint32(cellBit)
+	for cell := range cells {
+		verdicts[plain(cell)] = true
+		union |= cell
+	}
+	if c.limits || len(cells) == 1 {
 		return union
 	}
+	if len(verdicts) == 1 {
+		return plain(union)
+	}
 	unreadable := uint32(cellUnreadable | auditBit | quietBit)
-	for cell := range cells {
+	for cell := range verdicts {
 		if cell != cellPass {
 			unreadable &= cell | ^uint32(auditBit|quietBit)
 		}

@@ -11,6 +11,8 @@
 #define UDP_TIMEOUT (180 * SECOND)
 #define OTHER_TIMEOUT (30 * SECOND)
 #define FRAGMENT_TIMEOUT (30 * SECOND)
+/* Longer than any pause of a TCP that is not answered (RFC 6298: 60 s at the least). */
+#define FORBIDDEN_TIMEOUT (180 * SECOND)
 /* How old seen may get before it is written again: a write takes the line from other processors. */
 #define SEEN_STEP (SECOND / 8)
 
@@ -63,6 +65,8 @@ static __always_inline void flow_key(const struct packet *p, enum direction d, s
 
 static __always_inline __u64 idle_time(const struct flow *f, __u8 proto)
 {
+	if (f->forbidden)
+		return FORBIDDEN_TIMEOUT;
 	if (f->closing)
 		return CLOSING_TIMEOUT;
 	return proto == IPPROTO_TCP ? TCP_TIMEOUT :
@@ -82,17 +86,24 @@ static __always_inline int is_syn(const struct packet *p)
 }
 
 /*
- * A conversation of a table that has not been idle for too long. Of one that is over the same ports open another.
+ * Whether something was seen so long ago. Another processor may have seen it since this one looked at its clock: that is
+ * no long time.
  */
-static __always_inline struct flow *find_flow(void *table, const struct flow_key *k,
-					      const struct packet *p, __u64 now, int is_answered)
+static __always_inline int is_past(__u64 now, __u64 seen, __u64 idle)
+{
+	return (__s64)(now - seen) >= (__s64)idle;
+}
+
+/* A conversation of a table that has not been idle for too long. */
+static __always_inline struct flow *find_flow(void *table, const struct flow_key *k, __u64 now,
+					      int is_answered)
 {
 	struct flow *f = bpf_map_lookup_elem(table, k);
 
 	if (!f)
 		return NULL;
-	if (now - f->seen < (is_answered ? idle_time(f, k->proto) : UNANSWERED_TIMEOUT) &&
-	    !(f->closing && is_syn(p)))
+	if (!is_past(now, f->seen,
+		     is_answered || f->forbidden ? idle_time(f, k->proto) : UNANSWERED_TIMEOUT))
 		return f;
 	bpf_map_delete_elem(table, k);
 	return NULL;
@@ -138,7 +149,7 @@ static __always_inline int answers(struct flow *f, const struct packet *p, enum 
 	if (p->tcp_flags & TCP_RST)
 		return 0; /* it says that nobody is there */
 	if (f->opener == d)
-		return f->replied && !(p->tcp_flags & TCP_SYN);
+		return f->replied && (p->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_ACK;
 	if (p->tcp_flags & TCP_SYN)
 		f->replied = 1;
 	return !f->replied;
@@ -151,7 +162,7 @@ struct reclaim {
 static long reclaim_flow(void *table, const struct flow_key *k, const struct flow *f,
 			 const struct reclaim *r)
 {
-	if (r->now - f->seen >= idle_time(f, k->proto))
+	if (is_past(r->now, f->seen, idle_time(f, k->proto)))
 		bpf_map_delete_elem(table, k);
 	return 0;
 }
@@ -168,7 +179,7 @@ static __noinline int keep(void *table, const struct flow_key *k, const struct f
 	if (!bpf_map_update_elem(table, k, f, BPF_ANY))
 		return 1;
 	shared = bpf_map_lookup_elem(&states, &block);
-	if (!shared || r.now - shared->reclaimed < SECOND)
+	if (!shared || !is_past(r.now, shared->reclaimed, SECOND))
 		return 0;
 	shared->reclaimed = r.now;
 	bpf_for_each_map_elem(table, reclaim_flow, &r, 0);
@@ -207,7 +218,7 @@ __noinline int follows_first(const struct policy *policy, const struct packet *p
 	fragment_key(p, &k);
 	first = bpf_map_lookup_elem(table, &k);
 	return first && first->generation == policy->generation &&
-	       now - first->seen < FRAGMENT_TIMEOUT && p->part_from >= first->end;
+	       !is_past(now, first->seen, FRAGMENT_TIMEOUT) && p->part_from >= first->end;
 }
 
 __noinline int note_first(const struct policy *policy, const struct packet *p, __u32 block,
@@ -252,32 +263,49 @@ __noinline __u32 converse(const struct policy *policy, const struct packet *p, _
 	if (p->reason != REASON_PASS || !p->family || is_multicast(p))
 		return find_rule(policy, d, p->service, &k);
 
-	f = find_flow(table, &k, p, now, 1);
+	f = find_flow(table, &k, now, 1);
 	if (!f) {
 		is_answered = 0;
 		table = bpf_map_lookup_elem(&unanswered, &state);
 		if (!table)
 			return CELL_NO_POLICY;
-		f = find_flow(table, &k, p, now, 0);
+		f = find_flow(table, &k, now, 0);
 	}
 	if (!f && p->quotes)
 		return cell_for(policy, REASON_BAD_QUOTE);
 
 	/* Under the policy that it was opened under a conversation goes on. Another has to let it be opened. */
-	if (!f || f->generation != policy->generation) {
-		if (f && !f->guessed)
-			cell = find_rule(policy, f->opener, f->service, &k);
-		else
-			cell = judge_opening(policy, p, d, &k, &fresh);
-		if (!cell_passes(cell)) {
-			/*
-			 * Of protocols without SYN it stays there until it has been idle, and forbidden: who sends next would
-			 * else open it anew, and that may be the other side, which may.
-			 */
-			if (f && k.proto == IPPROTO_TCP)
-				bpf_map_delete_elem(table, &k);
+	if (f && f->generation == policy->generation)
+		cell = CELL;
+	else if (f && !f->guessed)
+		cell = find_rule(policy, f->opener, f->service, &k);
+	else
+		cell = judge_opening(policy, p, d, &k, &fresh);
+	/* On the ports of one that is over, or may not go on, a SYN may open another. */
+	if (f && is_syn(p) && (f->closing || !cell_passes(cell))) {
+		cell = find_rule(policy, d, p->service, &k);
+		if (!cell_passes(cell))
 			return cell;
+		bpf_map_delete_elem(table, &k);
+		fresh.opener = d;
+		fresh.service = p->service;
+		fresh.guessed = 0;
+		is_answered = 0;
+		f = NULL;
+		table = bpf_map_lookup_elem(&unanswered, &state);
+		if (!table)
+			return CELL_NO_POLICY;
+	}
+	if (!cell_passes(cell)) {
+		/*
+		 * It stays there, forbidden, until it has been idle: who sends next would else open it anew, and that may be the
+		 * other side, which may. Of TCP as long as anybody sends: without an entry it might be one that is older.
+		 */
+		if (f && k.proto == IPPROTO_TCP) {
+			f->forbidden = 1;
+			f->seen = now;
 		}
+		return cell;
 	}
 	if (!f) {
 		fresh.seen = now;
@@ -287,6 +315,7 @@ __noinline __u32 converse(const struct policy *policy, const struct packet *p, _
 			cell = cell_for(policy, REASON_TABLE_FULL);
 	} else {
 		f->generation = policy->generation;
+		f->forbidden = 0;
 		if (p->quotes)
 			return cell;
 		note_tcp(f, p);

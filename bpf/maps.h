@@ -201,7 +201,8 @@ struct flow {
 	__u8 closing; /* a TCP FIN or RST has passed */
 	__u8 replied; /* a TCP SYN was answered by another, and not yet that one */
 	__u8 guessed; /* it is older than its entry, and no rule tells who has opened it */
-	__u8 zero[4];
+	__u8 forbidden; /* TCP that the policy does not let go on */
+	__u8 zero[3];
 };
 
 /*
@@ -319,7 +320,7 @@ struct {
 	__type(value, __u32);
 } bridges SEC(".maps");
 
-/* The ifindex of the port that has an address, 0 for none: who had it is gone. Of a device its own. */
+/* The ifindex of the port that has an address, 0 for none: who had it is gone. Of a port its bridge, of another device its own. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);

@@ -10,11 +10,13 @@
  */
 static __always_inline int is_anothers(struct neighbor_key *k, __u32 from)
 {
-	__u32 *port = bpf_map_lookup_elem(&neighbors, k);
-	int back = from == k->bridge;
+	__u32 *port = bpf_map_lookup_elem(&neighbors, k), *known;
+	__u32 bridge = k->bridge, owner;
+	int back = from == bridge;
 
 	if (!port || *port == from)
 		return 0;
+	owner = *port;
 	if (!back)
 		k->bridge = 0;
 	k->family = 0;
@@ -24,7 +26,11 @@ static __always_inline int is_anothers(struct neighbor_key *k, __u32 from)
 	 * Of a port that is new it is not known yet what is its own. While an agent runs it is held, but for ARP and its
 	 * like. And there are bridges to which the host sends back what neighbours send to its addresses.
 	 */
-	return back ? !bpf_map_lookup_elem(&neighbors, k) : !!bpf_map_lookup_elem(&neighbors, k);
+	known = bpf_map_lookup_elem(&neighbors, k);
+	if (back)
+		return !known;
+	/* What the host routes here from elsewhere its own NAT may have given an address of the host. */
+	return known && (owner != bridge || *known == bridge);
 }
 
 /* A neighbour advertisement diverts what the container sends to its target. Antispoof reads it in read_claims6. */

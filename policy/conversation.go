@@ -16,6 +16,7 @@ const (
 	idleTCP        = 24 * time.Hour
 	idleUDP        = 180 * time.Second
 	idleOther      = 30 * time.Second
+	idleForbidden  = 180 * time.Second
 
 	// fragmentTime is how long a first fragment lets later ones pass.
 	fragmentTime = 30 * time.Second
@@ -98,7 +99,9 @@ type conversation struct {
 	answered bool   // a packet against the opener's direction has passed, after a SYN one more of the opener
 	closing  bool   // a TCP FIN or RST has passed
 	guessed  bool   // it is older than what is remembered of it, and no rule tells who has opened it
-	seen     time.Duration
+	// forbidden is TCP that the policy does not let go on.
+	forbidden bool
+	seen      time.Duration
 }
 
 // fragmentKey names a fragmented packet (RFC 791: by addresses, protocol and identification).
@@ -166,10 +169,8 @@ func isToMany(dst netip.Addr) bool {
 // what an ICMP error is about.
 func (c *Conversations) converse(s Stack, dir Direction, pkt packet, quoted bool, now time.Duration) Verdict {
 	key := keyOf(dir, pkt)
-	if open := c.find(key, now); open != nil && open.closing && isSYN(pkt) {
-		delete(c.open, key)
-	}
-	if open := c.find(key, now); open != nil {
+	open := c.find(key, now)
+	if open != nil {
 		// The policy that it was opened under has judged it; under another it ends, or not.
 		v := passes
 		switch {
@@ -179,29 +180,37 @@ func (c *Conversations) converse(s Stack, dir Direction, pkt packet, quoted bool
 		default:
 			v = s.judge(open.opener, open.question)
 		}
-		if !v.Passes() {
-			// Of other protocols who sends next would open it anew, and that may be the side that may.
+		switch {
+		case isSYN(pkt) && (open.closing || !v.Passes()): // on the same ports it may open another
+			if v := s.judge(dir, subject{true, pkt.peer(dir), pkt.proto, pkt.service}); !v.Passes() {
+				return v
+			}
+			delete(c.open, key)
+		case !v.Passes():
+			// It stays, forbidden: who sends next would open it anew, and that may be the side that may. Of TCP as long as
+			// anybody sends: without an entry it might be one that is older.
 			if key.proto == protoTCP {
-				delete(c.open, key)
+				open.forbidden, open.seen = true, now
+			}
+			return v
+		default:
+			open.under, open.forbidden = s.text(), false
+			if !quoted && !c.goOn(open, dir, pkt, now) {
+				return s.byNobody(TableFull)
 			}
 			return v
 		}
-		open.under = s.text()
-		if !quoted && !c.goOn(open, dir, pkt, now) {
-			return s.byNobody(TableFull)
-		}
-		return v
 	}
 	if quoted {
 		return s.byNobody(BadQuote)
 	}
-	v, open := s.judgeOpening(dir, pkt)
+	v, fresh := s.judgeOpening(dir, pkt)
 	if v.Passes() {
 		if c.open == nil {
 			c.open = map[conversationKey]*conversation{}
 		}
-		open.under, open.closing, open.seen = s.text(), closes(pkt), now
-		c.open[key] = &open
+		fresh.under, fresh.closing, fresh.seen = s.text(), closes(pkt), now
+		c.open[key] = &fresh
 	}
 	return v
 }
@@ -217,6 +226,8 @@ func (c *Conversations) find(key conversationKey, now time.Duration) *conversati
 
 func (o *conversation) idleTime(proto uint8) time.Duration {
 	switch {
+	case o.forbidden:
+		return idleForbidden
 	case !o.answered:
 		return idleUnanswered
 	case o.closing:
@@ -236,7 +247,7 @@ func (o *conversation) isAnsweredBy(dir Direction, pkt packet) bool {
 	case pkt.flags&flagRST != 0:
 		return false
 	case dir == o.opener:
-		return o.replied && pkt.flags&flagSYN == 0
+		return o.replied && pkt.flags&(flagSYN|flagACK) == flagACK
 	}
 	o.replied = o.replied || pkt.flags&flagSYN != 0
 	return !o.replied
@@ -298,7 +309,7 @@ func (s Stack) judgeOpening(dir Direction, pkt packet) (Verdict, conversation) {
 	}
 	other := s.judge(back, answers)
 	for i, source := range s {
-		if !s.Audited(i) && !source.Policy.allowsByRule(dir, asks) && !source.Policy.judge(back, answers).Passes() {
+		if !s.Audited(i) && !source.allowsByRule(dir, asks) && !source.Policy.judge(back, answers).Passes() {
 			return other, conversation{}
 		}
 	}
@@ -322,17 +333,18 @@ func (s Stack) judge(dir Direction, asked subject) Verdict {
 
 // allowsByRule reports whether some source does.
 func (s Stack) allowsByRule(dir Direction, asked subject) bool {
-	return slices.ContainsFunc(s, func(source Source) bool { return source.Policy.allowsByRule(dir, asked) })
+	return slices.ContainsFunc(s, func(source Source) bool { return source.allowsByRule(dir, asked) })
 }
 
-// allowsByRule reports whether a rule says that something may be: one that allows it, or an exception from one that drops it.
-func (p Policy) allowsByRule(dir Direction, asked subject) bool {
+// allowsByRule reports whether a rule says that something may be: one that allows it, or an exception from one that drops it. An
+// image vouches for nobody.
+func (s Source) allowsByRule(dir Direction, asked subject) bool {
 	matches := func(verb Verb) bool {
-		return slices.ContainsFunc(p.Rules, func(r Rule) bool {
+		return slices.ContainsFunc(s.Policy.Rules, func(r Rule) bool {
 			return r.Verb == verb && r.In[dir] && r.Match.holds(asked)
 		})
 	}
-	return matches(Allow) || matches(Drop) && matches(Except)
+	return s.Origin != OriginImage && (matches(Allow) || matches(Drop) && matches(Except))
 }
 
 func (d Direction) opposite() Direction {

@@ -262,6 +262,21 @@ var conversationTests = []struct {
 		say{out, sent(syn), "pass"}, say{in, got(syn | ack), "pass"}, say{out, sent(ack), "pass"}, under("egress.default=drop / allow=all"),
 		say{out, sent(ack), "default"}, say{in, got(ack), "default"}, say{out, sent(ack), "default"},
 	}},
+	{"the other side goes on with what is forbidden now, and its own direction has a rule", "egress.allow=tcp ingress.allow=22/tcp", []any{
+		say{in, flags(syn, between(in, tcp, 22, 40000)), "pass"}, say{out, flags(syn|ack, between(out, tcp, 22, 40000)), "pass"},
+		say{in, flags(ack, between(in, tcp, 22, 40000)), "pass"}, under("egress.allow=tcp ingress.default=drop"),
+		say{in, flags(ack, between(in, tcp, 22, 40000)), "default"}, say{out, flags(ack, between(out, tcp, 22, 40000)), "default"},
+		say{in, flags(syn, between(in, tcp, 22, 40000)), "default"}, say{out, flags(ack, between(out, tcp, 22, 40000)), "default"},
+		say{out, flags(syn, between(out, tcp, 22, 40000)), "pass"}, say{in, flags(syn|ack, between(in, tcp, 22, 40000)), "pass"},
+	}},
+	{"a SYN that may not come ends nothing", "egress.allow=443/tcp ingress.default=drop", []any{
+		say{out, sent(syn), "pass"}, say{in, got(syn | ack), "pass"}, say{out, sent(ack), "pass"}, say{in, got(rst), "pass"}, say{in, got(syn), "default"},
+		say{in, got(ack), "pass"},
+	}},
+	{"after a SYN and its answer only an ACK goes on", "ingress.allow=443/tcp egress.default=drop", []any{
+		say{in, flags(syn, between(in, tcp, 443, 40000)), "pass"}, say{out, flags(syn|ack, between(out, tcp, 443, 40000)), "pass"},
+		say{in, flags(8, between(in, tcp, 443, 40000)), "pass"}, later{30 * time.Second, say{out, flags(ack, between(out, tcp, 443, 40000)), "default"}},
+	}},
 	{"older than the policy, and the other side goes on first", "egress.allow=443/tcp", []any{
 		say{in, got(ack), "pass"}, say{out, sent(ack), "pass"}, under("egress.allow=25/tcp"), say{out, sent(ack), "default"}, say{in, got(ack), "default"},
 	}},
@@ -290,7 +305,8 @@ var conversationTests = []struct {
 		say{out, sent(syn), "pass"}, say{in, got(syn | ack), "pass"}, under("ingress.drop=40000/tcp"), say{in, got(ack), "pass"},
 	}},
 	{"an error about what the new policy forbids", "egress.allow=443/tcp", []any{
-		say{out, sent(syn), "pass"}, under("egress.allow=444/tcp"), say{in, about(in, you4, sent(syn)), "default"}, say{in, about(in, you4, sent(syn)), "bad-quote"},
+		say{out, sent(syn), "pass"}, under("egress.allow=444/tcp"), say{in, about(in, you4, sent(syn)), "default"}, say{in, about(in, you4, sent(syn)), "default"},
+		later{180 * time.Second, say{in, about(in, you4, sent(syn)), "bad-quote"}},
 	}},
 	{"what a policy without state let pass is not remembered", "drop=udp", []any{
 		say{out, sent(syn), "pass"}, say{in, got(syn | ack), "pass"}, under("ingress.default=drop"), say{in, got(ack), "default"},

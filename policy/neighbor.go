@@ -12,6 +12,8 @@ type Neighborhood struct {
 	Port map[netip.Addr]int
 	// Known are the ports of which it is known which addresses they have.
 	Known []int
+	// Elsewhere are devices that are no ports of the bridge, and of which that is known.
+	Elsewhere []int
 	// RoutesBack: what one neighbour sends to an address of the host may be routed back for another, as it is.
 	RoutesBack bool
 }
@@ -22,11 +24,13 @@ type Neighborhood struct {
 func (n Neighborhood) Judge(frame []byte, from int) Reason { return n.judge(readFrame(frame), from) }
 
 func (n Neighborhood) judge(pkt packet, from int) Reason {
-	if judged := slices.Contains(n.Known, from); from == n.Bridge && n.RoutesBack || from != n.Bridge && !judged {
+	elsewhere := slices.Contains(n.Elsewhere, from)
+	if judged := elsewhere || slices.Contains(n.Known, from); from == n.Bridge && n.RoutesBack || from != n.Bridge && !judged {
 		return Pass
 	}
 	for _, a := range []netip.Addr{pkt.senderAddress(), pkt.target()} {
-		if port, has := n.Port[a]; has && port != from {
+		// What the host routes here from elsewhere its own NAT may have given an address of the host.
+		if port, has := n.Port[a]; has && port != from && !(elsewhere && port == n.Bridge) {
 			return NeighborSpoof
 		}
 	}

@@ -55,7 +55,7 @@ func originPhrase(origin string) string {
 	switch origin {
 	case "labels":
 		return "the container's labels"
-	case "image":
+	case OriginImage:
 		return "the image's labels"
 	case "floor":
 		return "the floor"

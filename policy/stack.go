@@ -2,6 +2,9 @@ package policy
 
 import "slices"
 
+// OriginImage is the origin of the labels of an image, which is not trusted to open anything.
+const OriginImage = "image"
+
 // Source is a policy and where it came from. Each source is judged on its own and a packet must pass
 // all of them: none opens what another closes.
 type Source struct {

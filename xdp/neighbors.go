@@ -119,9 +119,9 @@ func (n *neighbors) sweep() error {
 	addresses := false
 	for key, port := range n.entries {
 		switch {
-		case !there[key.Bridge], key.Family == 0 && !there[port]:
+		case !there[key.Bridge], key.Family == 0 && !there[key.Address[0]]:
 			n.remove(key)
-		case !there[port]:
+		case key.Family != 0 && !there[port]:
 			errs = append(errs, n.put(key, 0))
 		}
 		addresses = addresses || key.Family != 0 && there[key.Bridge]
@@ -147,7 +147,7 @@ func (f *Filter) Introduce(bridge, port int, addrs []netip.Addr, sure bool) erro
 		errs = append(errs, f.neighbors.put(key, uint32(port)))
 	}
 	// Last, because what comes in by a port that is not known yet is not judged.
-	return errors.Join(append(errs, f.neighbors.put(deviceKey(uint32(port)), uint32(port)))...)
+	return errors.Join(append(errs, f.neighbors.put(deviceKey(uint32(port)), uint32(bridge)))...)
 }
 
 // RoutesBack says whether the host routes back to a bridge, as it is, what one neighbour sends to it for another. By

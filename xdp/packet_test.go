@@ -169,7 +169,10 @@ func (r *runner) around(n *policy.Neighborhood) {
 		must(r.t, r.k.Neighbors.Put(backKey(bridge), bridge))
 	}
 	for _, port := range n.Known {
-		must(r.t, r.k.Neighbors.Put(deviceKey(uint32(port)), uint32(port)))
+		must(r.t, r.k.Neighbors.Put(deviceKey(uint32(port)), bridge))
+	}
+	for _, device := range n.Elsewhere {
+		must(r.t, r.k.Neighbors.Put(deviceKey(uint32(device)), uint32(device)))
 	}
 }
 
@@ -251,15 +254,16 @@ func alone(s policy.Stack, id *policy.Identity, n *policy.Neighborhood, dir poli
 	return s.Verdict(dir, frame)
 }
 
-// drawnPorts are where frames come in: 0 is the host, 7 the bridge, 8 to 10 are ports of it, of which the last may be new.
-var drawnPorts = []int{0, 7, 8, 9, 10}
+// drawnPorts are where frames come in: 0 is the host, 7 the bridge, 8 to 10 are ports of it, of which the last may be new, and 11 is
+// something else.
+var drawnPorts = []int{0, 7, 8, 9, 10, 11}
 
 // drawnNeighborhood is nil for one policy in four. It has addresses that frames are drawn with.
 func drawnNeighborhood(rnd *rand.Rand) *policy.Neighborhood {
 	if rnd.IntN(4) == 0 {
 		return nil
 	}
-	n := &policy.Neighborhood{Bridge: 7, Port: map[netip.Addr]int{}, Known: []int{8, 9}, RoutesBack: rnd.IntN(4) == 0}
+	n := &policy.Neighborhood{Bridge: 7, Port: map[netip.Addr]int{}, Known: []int{8, 9}, Elsewhere: []int{11}, RoutesBack: rnd.IntN(4) == 0}
 	if rnd.IntN(2) == 0 {
 		n.Known = append(n.Known, 10)
 	}

@@ -329,13 +329,17 @@ type conversation struct {
 	Seen                uint64 // ns, by monotonic
 	Service, Generation uint32
 	Opener, Closing     uint8
-	_                   [6]byte
+	_                   [2]byte
+	Forbidden           uint8
+	_                   [3]byte
 }
 
 // idleTime is idle_time of bpf/flow.h, in nanoseconds.
 func idleTime(key filterFlowKey, f conversation) uint64 {
 	const second = 1e9
 	switch {
+	case f.Forbidden != 0:
+		return 180 * second
 	case f.Closing != 0:
 		return 30 * second
 	case key.Proto == protoTCP:

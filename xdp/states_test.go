@@ -237,3 +237,23 @@ func TestNoMemoryForStates(t *testing.T) {
 		t.Errorf("%v: ready are %v, in use %v", err, again.ready, again.tables.of)
 	}
 }
+
+// TestSeenAMomentLater meets a conversation that another processor has seen a tick later than this one's clock.
+func TestSeenAMomentLater(t *testing.T) {
+	r := newRunner(t)
+	m := newMemory(r)
+	p, _, err := policy.Parse(map[string]string{"xdp.egress.allow": "udp", "xdp.ingress.default": "drop"})
+	must(t, err)
+	stack := policy.Stack{{Origin: "labels", Policy: p}}
+	use(t, r, stack)
+	ask := policytest.IP("192.0.2.1", "198.51.100.1", 17, policytest.UDP(1000, 53))
+	answer := policytest.IP("198.51.100.1", "192.0.2.1", 17, policytest.UDP(53, 1000))
+	r.run(hooks[0], stack, ask)
+	r.run(hooks[2], stack, answer)
+	for range 2 {
+		m.age(t, -time.Second)
+		if v := r.run(hooks[2], stack, answer); v.Reason != policy.Pass {
+			t.Errorf("an answer: %v", v)
+		}
+	}
+}

@@ -26,7 +26,7 @@ const (
 	originFloor  = "floor"
 	originConfig = "config"
 	originLabels = "labels"
-	originImage  = "image"
+	originImage  = policy.OriginImage
 )
 
 // Stack turns the labels of one container, and what the agent's configuration says of it, into its policy.

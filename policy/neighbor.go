@@ -30,7 +30,7 @@ func (n Neighborhood) judge(pkt packet, from int) Reason {
 	}
 	for _, a := range []netip.Addr{pkt.senderAddress(), pkt.target()} {
 		// What the host routes here from elsewhere its own NAT may have given an address of the host.
-		if port, has := n.Port[a]; has && port != from && !(elsewhere && port == n.Bridge) {
+		if port, has := n.Port[a]; has && port != from && (!elsewhere || port != n.Bridge) {
 			return NeighborSpoof
 		}
 	}

@@ -13,6 +13,8 @@
 #define FRAGMENT_TIMEOUT (30 * SECOND)
 /* Longer than any pause of a TCP that is not answered (RFC 6298: 60 s at the least). */
 #define FORBIDDEN_TIMEOUT (180 * SECOND)
+/* More than anybody sends before the handshake is over (RFC 7413): 10 segments of 64 KiB (RFC 6928). */
+#define FIRST_WINDOW (1 << 20)
 /* How old seen may get before it is written again: a write takes the line from other processors. */
 #define SEEN_STEP (SECOND / 8)
 
@@ -124,6 +126,7 @@ static __always_inline __u32 judge_opening(const struct policy *policy, const st
 
 	f->opener = d;
 	f->service = p->service;
+	f->guessed = 0;
 	if (p->proto != IPPROTO_TCP || is_syn(p) || !cell_passes(own))
 		return own;
 	other = find_rule(policy, !d, p->reverse, k);
@@ -142,27 +145,25 @@ static __always_inline __u32 judge_opening(const struct policy *policy, const st
 
 /*
  * Whether a packet of a conversation that nobody has answered answers it. A TCP SYN is answered when who sent it goes
- * on: before that it may be one of a flood, from an address that is none of the sender's.
+ * on, and knows the number of the SYN that came back: before that it may be one of a flood, from an address that is
+ * none of the sender's.
  */
 static __always_inline int answers(struct flow *f, const struct packet *p, enum direction d)
 {
 	if (p->tcp_flags & TCP_RST)
 		return 0; /* it says that nobody is there */
 	if (f->opener == d)
-		return f->replied && (p->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_ACK;
+		return f->awaited && (p->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_ACK &&
+		       p->tcp_number - f->awaited < FIRST_WINDOW;
 	if (p->tcp_flags & TCP_SYN)
-		f->replied = 1;
-	return !f->replied;
+		f->awaited = p->tcp_number + 1;
+	return !f->awaited;
 }
 
-struct reclaim {
-	__u64 now;
-};
-
 static long reclaim_flow(void *table, const struct flow_key *k, const struct flow *f,
-			 const struct reclaim *r)
+			 const __u64 *now)
 {
-	if (is_past(r->now, f->seen, idle_time(f, k->proto)))
+	if (is_past(*now, f->seen, idle_time(f, k->proto)))
 		bpf_map_delete_elem(table, k);
 	return 0;
 }
@@ -173,16 +174,16 @@ static long reclaim_flow(void *table, const struct flow_key *k, const struct flo
  */
 static __noinline int keep(void *table, const struct flow_key *k, const struct flow *f, __u32 block)
 {
-	struct reclaim r = { f->seen };
+	__u64 now = f->seen;
 	struct shared *shared;
 
 	if (!bpf_map_update_elem(table, k, f, BPF_ANY))
 		return 1;
 	shared = bpf_map_lookup_elem(&states, &block);
-	if (!shared || !is_past(r.now, shared->reclaimed, SECOND))
+	if (!shared || !is_past(now, shared->reclaimed, SECOND))
 		return 0;
-	shared->reclaimed = r.now;
-	bpf_for_each_map_elem(table, reclaim_flow, &r, 0);
+	shared->reclaimed = now;
+	bpf_for_each_map_elem(table, reclaim_flow, &now, 0);
 	return !bpf_map_update_elem(table, k, f, BPF_ANY);
 }
 
@@ -249,10 +250,10 @@ __noinline __u32 converse(const struct policy *policy, const struct packet *p, _
 	void *answered_ones = bpf_map_lookup_elem(&answered, &state);
 	void *table = answered_ones;
 	int is_answered = 1;
-	__u32 cell = CELL;
 	struct flow fresh = {};
 	struct flow_key k = {};
 	struct flow *f;
+	__u32 cell;
 
 	if (!policy || !p || d > INGRESS || !table)
 		return CELL_NO_POLICY;
@@ -283,13 +284,10 @@ __noinline __u32 converse(const struct policy *policy, const struct packet *p, _
 		cell = judge_opening(policy, p, d, &k, &fresh);
 	/* On the ports of one that is over, or may not go on, a SYN may open another. */
 	if (f && is_syn(p) && (f->closing || !cell_passes(cell))) {
-		cell = find_rule(policy, d, p->service, &k);
+		cell = judge_opening(policy, p, d, &k, &fresh);
 		if (!cell_passes(cell))
 			return cell;
 		bpf_map_delete_elem(table, &k);
-		fresh.opener = d;
-		fresh.service = p->service;
-		fresh.guessed = 0;
 		is_answered = 0;
 		f = NULL;
 		table = bpf_map_lookup_elem(&unanswered, &state);

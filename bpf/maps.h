@@ -199,10 +199,10 @@ struct flow {
 	__u32 generation; /* of the policy that it was judged by */
 	__u8 opener; /* direction of the packet that opened it */
 	__u8 closing; /* a TCP FIN or RST has passed */
-	__u8 replied; /* a TCP SYN was answered by another, and not yet that one */
 	__u8 guessed; /* it is older than its entry, and no rule tells who has opened it */
 	__u8 forbidden; /* TCP that the policy does not let go on */
-	__u8 zero[3];
+	/* What acknowledges the SYN that answers the opener's, host byte order; 0 while there is none. */
+	__u32 awaited;
 };
 
 /*

@@ -87,6 +87,7 @@ struct packet {
 	__u32 limit; /* in bytes from the begin of the frame */
 	__u32 headers; /* bytes up to the payload of TCP or UDP, which each segment repeats; else 0 */
 	__u64 mac; /* the source, in the low 48 bits as it stands in the frame */
+	__u32 tcp_number; /* of a SYN its sequence number, of other TCP the acknowledgment number */
 	__u32 segments; /* packets on the wire, at tc only */
 	__u32 bytes; /* their layer 2 bytes */
 	__u16 sport; /* host byte order; of an ICMP echo the identifier, of other ICMP 0 */
@@ -234,6 +235,8 @@ static __always_inline void read_transport(struct cursor *c, struct packet *p, _
 			if (header[12] >> 4 < 5)
 				return unknown_service(p, proto, REASON_BAD_HEADER);
 			p->tcp_flags = header[13];
+			p->tcp_number =
+				bpf_ntohl(*(__be32 *)(header + (p->tcp_flags & TCP_SYN ? 4 : 8)));
 			p->headers = offset(c) - 20 + (header[12] >> 4) * 4;
 		}
 		if (header)

@@ -21,6 +21,9 @@ const (
 	// fragmentTime is how long a first fragment lets later ones pass.
 	fragmentTime = 30 * time.Second
 
+	// firstWindow is how many bytes nobody exceeds before a TCP handshake is over (RFC 7413).
+	firstWindow = 1 << 20
+
 	// seenStep is how late a packet of an answered conversation must come to count as later than the last.
 	seenStep = time.Second / 8
 )
@@ -95,7 +98,7 @@ type conversation struct {
 	opener   Direction
 	question subject
 	under    string // the policy that judged it last
-	replied  bool   // a TCP SYN was answered by another, and its sender has not gone on yet
+	awaited  uint32 // what acknowledges the SYN that answers the opener's, 0 while there is none
 	answered bool   // a packet against the opener's direction has passed, after a SYN one more of the opener
 	closing  bool   // a TCP FIN or RST has passed
 	guessed  bool   // it is older than what is remembered of it, and no rule tells who has opened it
@@ -241,16 +244,18 @@ func (o *conversation) idleTime(proto uint8) time.Duration {
 }
 
 // isAnsweredBy reports whether a packet of a conversation that nobody has answered answers it. A reset does not: it says that
-// nobody is there. A TCP SYN is answered when its sender goes on: until then it may have come from somebody else.
+// nobody is there. A TCP SYN is answered when its sender goes on, and knows the number of the SYN that came back: until then it
+// may have come from somebody else.
 func (o *conversation) isAnsweredBy(dir Direction, pkt packet) bool {
 	switch {
 	case pkt.flags&flagRST != 0:
 		return false
 	case dir == o.opener:
-		return o.replied && pkt.flags&(flagSYN|flagACK) == flagACK
+		return o.awaited != 0 && pkt.flags&(flagSYN|flagACK) == flagACK && pkt.ack-o.awaited < firstWindow
+	case pkt.flags&flagSYN != 0:
+		o.awaited = pkt.seq + 1
 	}
-	o.replied = o.replied || pkt.flags&flagSYN != 0
-	return !o.replied
+	return o.awaited == 0
 }
 
 // goOn lets another packet of a conversation pass, unless it is the answer and there is no room.

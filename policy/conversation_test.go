@@ -1,6 +1,7 @@
 package policy_test
 
 import (
+	"encoding/binary"
 	"strings"
 	"testing"
 	"time"
@@ -58,6 +59,10 @@ func ipBetween(dir policy.Direction, proto uint8, payload []byte) []byte {
 }
 
 func flags(n uint8, frame []byte) []byte { return With(frame, 14+20+13, n) }
+
+func acknowledging(n uint32, frame []byte) []byte {
+	return With(frame, 14+20+8, binary.BigEndian.AppendUint32(nil, n)...)
+}
 
 // sent and got are TCP segments between port 40000 of the container and your port 443.
 func sent(n uint8) []byte { return flags(n, between(out, tcp, 40000, 443)) }
@@ -276,6 +281,15 @@ var conversationTests = []struct {
 	{"after a SYN and its answer only an ACK goes on", "ingress.allow=443/tcp egress.default=drop", []any{
 		say{in, flags(syn, between(in, tcp, 443, 40000)), "pass"}, say{out, flags(syn|ack, between(out, tcp, 443, 40000)), "pass"},
 		say{in, flags(8, between(in, tcp, 443, 40000)), "pass"}, later{30 * time.Second, say{out, flags(ack, between(out, tcp, 443, 40000)), "default"}},
+	}},
+	{"who has not seen the SYN that answers does not go on", "ingress.allow=443/tcp egress.default=drop", []any{
+		say{in, flags(syn, between(in, tcp, 443, 40000)), "pass"}, say{out, flags(syn|ack, between(out, tcp, 443, 40000)), "pass"},
+		say{in, acknowledging(0, between(in, tcp, 443, 40000)), "pass"}, say{in, acknowledging(1<<20+1, between(in, tcp, 443, 40000)), "pass"},
+		later{30 * time.Second, say{out, flags(ack, between(out, tcp, 443, 40000)), "default"}},
+	}},
+	{"who has seen the SYN that answers, and more, goes on", "ingress.allow=443/tcp egress.default=drop", []any{
+		say{in, flags(syn, between(in, tcp, 443, 40000)), "pass"}, say{out, flags(syn|ack, between(out, tcp, 443, 40000)), "pass"},
+		say{in, acknowledging(1<<20, between(in, tcp, 443, 40000)), "pass"}, later{30 * time.Second, say{out, flags(ack, between(out, tcp, 443, 40000)), "pass"}},
 	}},
 	{"older than the policy, and the other side goes on first", "egress.allow=443/tcp", []any{
 		say{in, got(ack), "pass"}, say{out, sent(ack), "pass"}, under("egress.allow=25/tcp"), say{out, sent(ack), "default"}, say{in, got(ack), "default"},

@@ -23,6 +23,8 @@ type packet struct {
 	from, to uint16
 	// flags are those of a TCP header, 0 in a quote.
 	flags uint8
+	// seq and ack are the numbers of a TCP header, 0 in a quote.
+	seq, ack uint32
 	// echo is the identifier of an ICMP echo, 0 where the message ends before it does.
 	echo uint16
 	// first and later say which part of a fragmented packet this is; both are false for a whole one.
@@ -260,7 +262,7 @@ func readTransport(p packet, b []byte, quoted bool) packet {
 		}
 		return p
 	case p.proto == protoTCP && !quoted:
-		p.flags = b[13]
+		p.flags, p.seq, p.ack = b[13], binary.BigEndian.Uint32(b[4:]), binary.BigEndian.Uint32(b[8:])
 	}
 	p.from, p.to = binary.BigEndian.Uint16(b), binary.BigEndian.Uint16(b[2:])
 	p.service = p.to

@@ -329,9 +329,9 @@ type conversation struct {
 	Seen                uint64 // ns, by monotonic
 	Service, Generation uint32
 	Opener, Closing     uint8
-	_                   [2]byte
+	_                   uint8
 	Forbidden           uint8
-	_                   [3]byte
+	_                   [4]byte
 }
 
 // idleTime is idle_time of bpf/flow.h, in nanoseconds.

@@ -24,26 +24,28 @@ func TestExpire(t *testing.T) {
 	now, err := monotonic()
 	must(t, err)
 	type entry struct {
-		proto   uint8
-		closing uint8
-		idle    time.Duration
-		stays   bool
+		proto              uint8
+		closing, forbidden uint8
+		idle               time.Duration
+		stays              bool
 	}
 	entries := []entry{
-		{protoTCP, 0, 0, true},
-		{protoTCP, 0, 23 * time.Hour, true},
-		{protoTCP, 0, 25 * time.Hour, false},
-		{protoTCP, 1, 20 * time.Second, true},
-		{protoTCP, 1, 40 * time.Second, false},
-		{protoUDP, 0, 170 * time.Second, true},
-		{protoUDP, 0, 190 * time.Second, false},
-		{47, 0, 20 * time.Second, true},
-		{47, 0, 40 * time.Second, false},
+		{protoTCP, 0, 0, 0, true},
+		{protoTCP, 0, 0, 23 * time.Hour, true},
+		{protoTCP, 0, 0, 25 * time.Hour, false},
+		{protoTCP, 1, 0, 20 * time.Second, true},
+		{protoTCP, 1, 0, 40 * time.Second, false},
+		{protoUDP, 0, 0, 170 * time.Second, true},
+		{protoUDP, 0, 0, 190 * time.Second, false},
+		{47, 0, 0, 20 * time.Second, true},
+		{47, 0, 0, 40 * time.Second, false},
+		{protoTCP, 1, 1, 170 * time.Second, true},
+		{protoTCP, 0, 1, 190 * time.Second, false},
 	}
 	now += uint64(48 * time.Hour) // this machine may have started a moment ago
 	for i, e := range entries {
 		key := filterFlowKey{LocalPort: uint16(i), Proto: e.proto, Family: 4}
-		must(t, table.Put(key, conversation{Seen: now - uint64(e.idle), Closing: e.closing}))
+		must(t, table.Put(key, conversation{Seen: now - uint64(e.idle), Closing: e.closing, Forbidden: e.forbidden}))
 	}
 	must(t, s.expireAt(s.tables.of[1], now))
 	for i, e := range entries {
@@ -129,9 +131,9 @@ func TestHalfOpenTakesNoRoom(t *testing.T) {
 	must(t, err)
 	stack := policy.Stack{{Origin: "labels", Policy: p}}
 	use(t, r, stack)
-	segment := func(dir policy.Direction, port uint16, flags uint8) {
+	segment := func(dir policy.Direction, port uint16, flags, acknowledges uint8) {
 		t.Helper()
-		h, frame := hooks[2], policytest.IP("198.51.100.1", "192.0.2.1", 6, policytest.With(policytest.TCP(port, 443), 13, flags))
+		h, frame := hooks[2], policytest.IP("198.51.100.1", "192.0.2.1", 6, policytest.With(policytest.With(policytest.TCP(port, 443), 11, acknowledges), 13, flags))
 		if dir == policy.Egress {
 			h, frame = hooks[0], policytest.IP("192.0.2.1", "198.51.100.1", 6, policytest.With(policytest.TCP(443, port), 13, flags))
 		}
@@ -150,13 +152,14 @@ func TestHalfOpenTakesNoRoom(t *testing.T) {
 		return n
 	}
 	for port := range uint16(100) {
-		segment(policy.Ingress, port+1000, syn)
-		segment(policy.Egress, port+1000, syn|ack)
+		segment(policy.Ingress, port+1000, syn, 0)
+		segment(policy.Egress, port+1000, syn|ack, 1)
+		segment(policy.Ingress, port+1000, ack, 0) // of somebody who has not seen the answer
 	}
 	if n := answered(); n != 0 {
 		t.Errorf("%d conversations count as answered", n)
 	}
-	segment(policy.Ingress, 1000, ack)
+	segment(policy.Ingress, 1000, ack, 1)
 	if n := answered(); n != 1 {
 		t.Errorf("%d conversations count as answered, want the one whose sender has gone on", n)
 	}

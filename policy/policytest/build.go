@@ -92,12 +92,12 @@ func FragmentHeader(next uint8, offset uint16, more bool, payload []byte) []byte
 	return append(header, payload...)
 }
 
-// TCP returns the 20 bytes of a SYN.
+// TCP returns the 20 bytes of a SYN with the sequence number 0. With other flags it acknowledges such a one.
 func TCP(src, dst uint16) []byte {
 	b := make([]byte, 20)
 	binary.BigEndian.PutUint16(b, src)
 	binary.BigEndian.PutUint16(b[2:], dst)
-	b[12], b[13] = 5<<4, 2
+	b[11], b[12], b[13] = 1, 5<<4, 2
 	return b
 }
 

@@ -217,7 +217,7 @@ func (t *talk) transport(p *party, dir policy.Direction) []byte {
 	}
 	switch p.proto {
 	case 6:
-		return With(TCP(from, to), 13, t.flags(p, dir))
+		return t.segment(p, dir)
 	case 17:
 		return UDP(from, to, random(t.Rand, t.IntN(4))...)
 	case 132:
@@ -226,6 +226,22 @@ func (t *talk) transport(p *party, dir policy.Direction) []byte {
 		return t.icmpMessage(p, dir)
 	}
 	return random(t.Rand, t.IntN(12))
+}
+
+// segment returns one whose numbers are mostly those that the other side waits for.
+func (t *talk) segment(p *party, dir policy.Direction) []byte {
+	from, to := p.local, p.port
+	if dir == policy.Ingress {
+		from, to = to, from
+	}
+	b := With(TCP(from, to), 13, t.flags(p, dir))
+	if t.IntN(4) == 0 { // acknowledged as seldom as that makes it
+		binary.BigEndian.PutUint32(b[4:], pick[uint32](t.Rand, 1<<31, 1<<32-1, t.Uint32()))
+	}
+	if t.IntN(4) == 0 {
+		binary.BigEndian.PutUint32(b[8:], pick[uint32](t.Rand, 0, 1<<20, 1<<20+1, 1<<31+1, t.Uint32()))
+	}
+	return b
 }
 
 func (t *talk) flags(p *party, dir policy.Direction) uint8 {

@@ -50,8 +50,10 @@ func (id hookID) device() int {
 	return id.ifindex
 }
 
-func (f *Filter) pin(id hookID) string {
-	return filepath.Join(f.linksDir(), strconv.Itoa(id.ifindex)+"-"+id.hook)
+func (f *Filter) pin(id hookID) string { return pinUnder(f.dir, id) }
+
+func pinUnder(dir string, id hookID) string {
+	return filepath.Join(dir, "links", strconv.Itoa(id.ifindex)+"-"+id.hook)
 }
 
 // Mode is where what a container sends is judged.

@@ -59,6 +59,17 @@ func (f *Filter) CloseResolver(path string, ifindex int, udp, tcp bool) error {
 	return nil
 }
 
+// ResolverIsClosed reports whether CloseResolver has closed the namespace at path, and nobody has opened it since; true where
+// there is no such namespace any more.
+func (r *Reader) ResolverIsClosed(path string) bool {
+	var stat unix.Stat_t
+	if unix.Stat(path, &stat) != nil {
+		return true
+	}
+	_, err := os.Stat(pinUnder(r.dir, hookID{int(stat.Ino), hookResolver}))
+	return err == nil
+}
+
 func (f *Filter) closeResolver(ns *os.File, id hookID, l link.Link, want resolverClosed) error {
 	program, err := f.loadResolver(want)
 	if err != nil {

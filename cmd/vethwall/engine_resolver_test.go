@@ -1,7 +1,10 @@
 package main
 
 import (
+	"os"
+	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/vethwall/vethwall/internal/agent"
@@ -65,5 +68,27 @@ func TestResolverOnTheHostsLoopback(t *testing.T) {
 				}
 			}
 		})
+	}
+
+	c := v.Start(image, "opened", labelled(network, "xdp.drop=all"))
+	const name = "is as it was closed"
+	closed := func(s agent.ContainerStatus) bool { return s.State == agent.Enforced && len(s.Interfaces) == 1 }
+	await(t, v, c.Name, name, closed)
+	v.EndAgent(syscall.SIGTERM)
+	await(t, v, c.Name, name, closed)
+	for _, pin := range pins(t, v) {
+		if closesResolver(pin) {
+			if err := os.Remove(filepath.Join(v.Dir, "links", pin)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	await(t, v, c.Name, "says that it is open", func(s agent.ContainerStatus) bool {
+		return s.State == agent.Pending && len(s.Interfaces) == 2 && strings.HasPrefix(s.Interfaces[1].Error, "NOT CLOSED")
+	})
+	v.StartAgent()
+	await(t, v, c.Name, name, closed)
+	if asks(c, "again.example.") {
+		t.Error("the resolver is open although an agent has come back")
 	}
 }

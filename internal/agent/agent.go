@@ -577,6 +577,9 @@ func (a *agent) enforce(c *container, veths namespaces) {
 		}
 		r.Interfaces = append(waysOut(r.Interfaces, attached), attached...)
 	}
+	if c.resolver.udp || c.resolver.tcp {
+		r.Resolver = c.resolver.path
+	}
 	r.settle()
 	a.save(c, r)
 }

@@ -6,6 +6,9 @@ import (
 	"github.com/vethwall/vethwall/policy"
 )
 
+// enginesResolver is where a container asks it.
+const enginesResolver = "127.0.0.11"
+
 // resolverClosed says what a container may not ask the engine's resolver: where that asks a resolver on the host's loopback,
 // it does so from the host, and no veth sees the query.
 type resolverClosed struct{ udp, tcp bool }
@@ -44,7 +47,7 @@ func (a *agent) closeResolver(c *container, path string, ifindex int) []Interfac
 	}
 	if err := a.kernel.CloseResolver(path, ifindex, want.udp, want.tcp); err != nil {
 		return []Interface{{
-			Network: "127.0.0.11", State: Partial,
+			Network: enginesResolver, State: Partial,
 			Error: "names can be asked for past the filter: the engine's resolver asks the host's loopback, and could not be closed: " + OneLine(err),
 		}}
 	}

@@ -99,6 +99,13 @@ func status(r *xdp.Reader, record Record) ContainerStatus {
 		s.State = Worst(s.State, read.State)
 		s.Interfaces = append(s.Interfaces, read)
 	}
+	if record.Resolver != "" && !r.ResolverIsClosed(record.Resolver) {
+		s.State = Worst(s.State, Pending)
+		s.Interfaces = append(s.Interfaces, InterfaceStatus{
+			Network: enginesResolver, State: Pending, Hooks: []xdp.Hook{}, Drops: []Drop{},
+			Error: "NOT CLOSED: the filter before the engine's resolver is gone from the kernel; a running agent puts it back",
+		})
+	}
 	return s
 }
 

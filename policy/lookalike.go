@@ -57,7 +57,7 @@ func looksLikeOurs(key, value string) bool {
 	}
 	if rest, ok := behindXDP(s); ok {
 		parts := keyParts(s)
-		return isKeyWord(firstWord(rest)) || len(parts) > 0 && isKeyWord(parts[0]) && readsAsRule(fixKey(s), value)
+		return isKeyWord(firstWord(rest)) || len(parts) > 0 && isKeyWord(parts[0]) && reads(fixKey(s), value)
 	}
 	head, rest, dotted := strings.Cut(s, ".")
 	if !dotted || !isKeyWord(firstWord(rest)) {
@@ -102,7 +102,13 @@ func firstWord(s string) string {
 // readsAsRule reports whether a label would be one that has rules.
 func readsAsRule(name, value string) bool {
 	k, ok := parseKey(name)
-	if !ok || !keywords[k.word].named {
+	return ok && keywords[k.word].named && reads(name, value)
+}
+
+// reads reports whether a label would be right. Any path is a program's, so that says nothing.
+func reads(name, value string) bool {
+	k, ok := parseKey(name)
+	if !ok || k.word == "program" {
 		return false
 	}
 	var scratch parser

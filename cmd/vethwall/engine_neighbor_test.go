@@ -1,12 +1,14 @@
 package main
 
 import (
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"net"
 	"net/netip"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/vethwall/vethwall/internal/enginetest"
 	"github.com/vethwall/vethwall/policy"
@@ -32,24 +34,37 @@ type neighbors struct {
 func newNeighbors(t *testing.T, flags ...string) *neighbors {
 	t.Helper()
 	v := enginetest.Own(t, flags...).Install()
-	s := &neighbors{v: v, image: v.Image(), forgery: &forgery{tr: &traffic{v: v, sinks: map[string]sink{}}, device: "eth0"}}
+	s := &neighbors{v: v, image: v.Image(), forgery: &forgery{t: t, tr: &traffic{v: v, sinks: map[string]sink{}}, device: "eth0"}}
 	s.network = v.Network("one", "--ipv6", "--subnet", subnet4, "--ip-range", "192.0.2.128/25", "--gateway", gateway4, "--subnet", subnet6)
-	bridge := "br-" + v.Run("network", "inspect", "--format", "{{.Id}}", s.network)[:12]
-	out, err := v.Command("ip", "-j", "link", "show", "dev", bridge).Output()
-	if err != nil {
-		t.Fatal(err)
-	}
-	var links []struct{ Address string }
-	if err := json.Unmarshal(out, &links); err != nil || len(links) != 1 {
-		t.Fatalf("%v: %s", err, out)
-	}
-	if s.gateway, err = net.ParseMAC(links[0].Address); err != nil {
-		t.Fatal(err)
-	}
+	s.gateway = s.macOf(s.bridgeOf(s.network))
 	s.peer = v.Start(s.image, "peer", []string{"--network", s.network, "--ip", peer4, "--ip6", peer6})
 	s.tr.marker = v.Start(s.image, "friend", []string{"--network", s.network, "--ip", friend4})
 	s.from = v.Start(s.image, "forger", []string{"--network", s.network})
 	return s
+}
+
+// bridgeOf is the bridge of a network.
+func (s *neighbors) bridgeOf(network string) string {
+	s.t.Helper()
+	return "br-" + s.v.With(s.t).Run("network", "inspect", "--format", "{{.Id}}", network)[:12]
+}
+
+// macOf is the MAC of a bridge, and so of a network's gateway.
+func (s *neighbors) macOf(bridge string) net.HardwareAddr {
+	s.t.Helper()
+	out, err := s.v.Command("ip", "-j", "link", "show", "dev", bridge).Output()
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	var links []struct{ Address string }
+	if err := json.Unmarshal(out, &links); err != nil || len(links) != 1 {
+		s.t.Fatalf("%v: %s", err, out)
+	}
+	mac, err := net.ParseMAC(links[0].Address)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return mac
 }
 
 // serve starts a container that lets in the peer alone, and aims at it.
@@ -208,6 +223,57 @@ func TestNeighborsWithoutProxy(t *testing.T) {
 	s.await("true")
 	if got := s.arrived("forged"); got > 0 || s.refused() != 1 {
 		t.Errorf("what is forged arrives %d times, and %d packets are refused", got, s.refused())
+	}
+}
+
+// TestNeighborMasquerade lets a container of another network in by way of the host, which gives what it sends its own address
+// there: to a published port, and to the container itself where the operator lets one network into the other. Who forges is
+// dropped all the same, on either network.
+func TestNeighborMasquerade(t *testing.T) {
+	t.Parallel()
+	const subnet, gateway = "198.51.100.0/24", "198.51.100.1" // of the other network
+	s := newNeighbors(t, "--userland-proxy=false")
+	two := s.v.Network("two", "--subnet", subnet, "--gateway", gateway)
+	client := s.v.Start(s.image, "client", []string{"--network", two})
+	one, other := s.bridgeOf(s.network), s.bridgeOf(two)
+	for in, out := range map[string]string{one: other, other: one} {
+		if text, err := s.v.Command("iptables", "-I", "DOCKER-USER", "-i", in, "-o", out, "-j", "ACCEPT").CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, text)
+		}
+	}
+	s.v.StartAgent()
+	options := append(labelled(s.network, "xdp.ingress.allow=53/udp@"+peer4+"+"+gateway4), "--publish", "5353:53/udp")
+	c := s.v.Serve(s.image, "published", options, "53/udp")
+	s.tr.sinks["published"] = sink{Container: c, v4: c.Addr(s.network, 4), v6: c.Addr(s.network, 6)}
+	awaitFilter(t, s.v, c.Name, 1)
+	s.aim(t, "published")
+	for round := range 3 {
+		if round > 0 {
+			time.Sleep(14 * time.Second) // meanwhile the agent looks which devices there are
+		}
+		for _, to := range []string{net.JoinHostPort(gateway, "5353"), net.JoinHostPort(gateway4, "5353"), net.JoinHostPort(s.to.v4.String(), "53")} {
+			text := fmt.Sprintf("%d to %s", round, to)
+			client.MustDo("udp-send", to, text)
+			s.await(text)
+		}
+		if got := s.refused(); got > 0 {
+			t.Fatalf("round %d: %d packets are refused", round, got)
+		}
+	}
+	for _, a := range c.Received() {
+		if a.From.String() != gateway4 {
+			t.Errorf("%q is from %v: nothing has been masqueraded", a.Text, a.From)
+		}
+	}
+
+	s.send(s.datagram(s.me.mac, s.other.v4, "forged"), s.datagram(s.me.mac, netip.MustParseAddr(gateway4), "forged"))
+	routed := s.datagram(s.me.mac, s.other.v4, "forged")
+	copy(routed, s.macOf(other))
+	client.MustDo("raw", "eth0", hex.EncodeToString(routed))
+	s.peer.MustDo("udp-send", net.JoinHostPort(s.to.v4.String(), "53"), "true")
+	s.await("true")
+	if got := s.arrived("forged"); got > 0 || s.refused() != 3 {
+		t.Errorf("what is forged arrives %d times, and %d packets are refused, want 3", got, s.refused())
 	}
 }
 

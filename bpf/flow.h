@@ -5,6 +5,8 @@
 #include "event.h"
 
 #define SECOND 1000000000ULL
+/* Of flow.closing: a FIN of both sides. */
+#define CLOSED (1 << EGRESS | 1 << INGRESS)
 #define UNANSWERED_TIMEOUT (30 * SECOND)
 #define CLOSING_TIMEOUT (30 * SECOND)
 #define TCP_TIMEOUT (24 * 3600 * SECOND)
@@ -45,6 +47,13 @@ static __always_inline __u32 find_state(__u32 block)
 	return shared ? shared->state : 0;
 }
 
+static __always_inline void *table_of(void *tables, __u32 block)
+{
+	__u32 state = find_state(block);
+
+	return bpf_map_lookup_elem(tables, &state);
+}
+
 static __always_inline void flow_key(const struct packet *p, enum direction d, struct flow_key *k)
 {
 	for (int i = 0; i < 4; i++) {
@@ -65,26 +74,32 @@ static __always_inline void flow_key(const struct packet *p, enum direction d, s
 	}
 }
 
+/* Of a conversation that has been answered. */
 static __always_inline __u64 idle_time(const struct flow *f, __u8 proto)
 {
-	if (f->forbidden)
-		return FORBIDDEN_TIMEOUT;
-	if (f->closing)
+	if (f->closing == CLOSED)
 		return CLOSING_TIMEOUT;
 	return proto == IPPROTO_TCP ? TCP_TIMEOUT :
 	       proto == IPPROTO_UDP ? UDP_TIMEOUT :
 				      OTHER_TIMEOUT;
 }
 
-static __always_inline void note_tcp(struct flow *f, const struct packet *p)
+static __always_inline void note_tcp(struct flow *f, const struct packet *p, enum direction d)
 {
-	if (p->tcp_flags & (TCP_FIN | TCP_RST))
-		f->closing = 1;
+	if (p->tcp_flags & TCP_RST)
+		f->closing = CLOSED;
+	else if (p->tcp_flags & TCP_FIN)
+		f->closing |= 1 << d;
 }
 
 static __always_inline int is_syn(const struct packet *p)
 {
 	return p->proto == IPPROTO_TCP && (p->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
+}
+
+static __always_inline int is_midstream(const struct packet *p)
+{
+	return p->proto == IPPROTO_TCP && !is_syn(p);
 }
 
 /*
@@ -105,42 +120,44 @@ static __always_inline struct flow *find_flow(void *table, const struct flow_key
 	if (!f)
 		return NULL;
 	if (!is_past(now, f->seen,
-		     is_answered || f->forbidden ? idle_time(f, k->proto) : UNANSWERED_TIMEOUT))
+		     is_answered  ? idle_time(f, k->proto) :
+		     f->forbidden ? FORBIDDEN_TIMEOUT :
+				    UNANSWERED_TIMEOUT))
 		return f;
 	bpf_map_delete_elem(table, k);
 	return NULL;
 }
 
+/* Whether of each source an allow rule says that a conversation may be opened so, or it may be opened either way. */
+static __always_inline int lets_open(__u32 so, __u32 the_other_way)
+{
+	__u32 allowed = so >> ALLOWED_SHIFT & ALL_SOURCES;
+
+	return cell_passes(so) && (cell_passes(the_other_way) ||
+				   !(the_other_way >> REFUSED_SHIFT & ALL_SOURCES & ~allowed));
+}
+
+/* The verdict where own is that of the sender's direction, other that of the other. For the room on the stack no part of its caller. */
+static __noinline __u32 judge_midstream(__u32 own, __u32 other, int either)
+{
+	if (lets_open(own, other))
+		return own >> ALLOWED_SHIFT & ALL_SOURCES || (own & 0xff) != REASON_PASS ? own :
+											   other;
+	return cell_passes(own) || (either && lets_open(other, own)) ? other : own;
+}
+
 /*
- * The verdict on a packet that opens a conversation, and who has opened it. A TCP packet other than a SYN is one of before
- * the filter came, or whose entry was given up: it passes if of each source an allow rule says so, or the source
- * would let the other side open the conversation as well. Who opened it an allow rule tells, if one does.
+ * The verdict on a packet that opens a conversation. A TCP packet other than a SYN is one of before the filter came, or whose
+ * entry was given up, and who opened that is a guess. It passes if its sender may have. Where both have been heard, either may.
  */
 static __always_inline __u32 judge_opening(const struct policy *policy, const struct packet *p,
-					   enum direction d, const struct flow_key *k,
-					   struct flow *f)
+					   enum direction d, const struct flow_key *k, int either)
 {
 	__u32 own = find_rule(policy, d, p->service, k);
-	__u32 allowed = own >> ALLOWED_SHIFT & ALL_SOURCES;
-	__u32 other;
 
-	f->opener = d;
-	f->service = p->service;
-	f->guessed = 0;
-	if (p->proto != IPPROTO_TCP || is_syn(p) || !cell_passes(own))
+	if (!is_midstream(p) || (!cell_passes(own) && !either))
 		return own;
-	other = find_rule(policy, !d, p->reverse, k);
-	if (!cell_passes(other) && other >> REFUSED_SHIFT & ALL_SOURCES & ~allowed)
-		return other;
-	if (allowed)
-		return own;
-	if (other >> ALLOWED_SHIFT & ALL_SOURCES) {
-		f->opener = !d;
-		f->service = p->reverse;
-	} else {
-		f->guessed = 1;
-	}
-	return (own & 0xff) == REASON_PASS ? other : own;
+	return judge_midstream(own, find_rule(policy, !d, p->reverse, k), either);
 }
 
 /*
@@ -172,15 +189,20 @@ static long reclaim_flow(void *table, const struct flow_key *k, const struct flo
  * Makes a conversation one of those that were answered. Where there is no room what has been idle for too long is
  * forgotten, once a second at most. An agent does that now and then, but there need not be one.
  */
-static __noinline int keep(void *table, const struct flow_key *k, const struct flow *f, __u32 block)
+static __noinline int keep(const struct flow_key *k, const struct flow *f, __u32 block)
 {
+	struct shared *shared = bpf_map_lookup_elem(&states, &block);
 	__u64 now = f->seen;
-	struct shared *shared;
+	void *table;
 
+	if (!shared)
+		return 0;
+	table = bpf_map_lookup_elem(&answered, &shared->state);
+	if (!table)
+		return 0;
 	if (!bpf_map_update_elem(table, k, f, BPF_ANY))
 		return 1;
-	shared = bpf_map_lookup_elem(&states, &block);
-	if (!shared || !is_past(now, shared->reclaimed, SECOND))
+	if (!is_past(now, shared->reclaimed, SECOND))
 		return 0;
 	shared->reclaimed = now;
 	bpf_for_each_map_elem(table, reclaim_flow, &now, 0);
@@ -211,8 +233,7 @@ __noinline int follows_first(const struct policy *policy, const struct packet *p
 {
 	struct fragment_key k = {};
 	struct first_fragment *first;
-	__u32 state = find_state(block);
-	void *table = bpf_map_lookup_elem(&fragments, &state);
+	void *table = table_of(&fragments, block);
 
 	if (!policy || !p || !table)
 		return 0;
@@ -227,8 +248,7 @@ __noinline int note_first(const struct policy *policy, const struct packet *p, _
 {
 	struct first_fragment first = { now };
 	struct fragment_key k = {};
-	__u32 state = find_state(block);
-	void *table = bpf_map_lookup_elem(&fragments, &state);
+	void *table = table_of(&fragments, block);
 
 	if (!policy || !p || !table)
 		return 0;
@@ -239,6 +259,17 @@ __noinline int note_first(const struct policy *policy, const struct packet *p, _
 	return 0;
 }
 
+/* Makes an answered conversation, which the policy forbids, one that takes no room of those. */
+static __noinline int degrade(void *table, const struct flow_key *k, struct flow *f, __u32 block)
+{
+	void *unanswered_ones = table_of(&unanswered, block);
+
+	f->awaited = 0; /* should it be allowed again, any answer is one */
+	if (unanswered_ones)
+		bpf_map_update_elem(unanswered_ones, k, f, BPF_ANY);
+	return bpf_map_delete_elem(table, k);
+}
+
 /*
  * The verdict of a policy with state on a packet, as a cell. block is the counter block of the device, which tells
  * whose state it is.
@@ -246,11 +277,8 @@ __noinline int note_first(const struct policy *policy, const struct packet *p, _
 __noinline __u32 converse(const struct policy *policy, const struct packet *p, __u32 block, __u32 d)
 {
 	__u64 now = bpf_ktime_get_coarse_ns();
-	__u32 state = find_state(block);
-	void *answered_ones = bpf_map_lookup_elem(&answered, &state);
-	void *table = answered_ones;
+	void *table = table_of(&answered, block);
 	int is_answered = 1;
-	struct flow fresh = {};
 	struct flow_key k = {};
 	struct flow *f;
 	__u32 cell;
@@ -267,7 +295,7 @@ __noinline __u32 converse(const struct policy *policy, const struct packet *p, _
 	f = find_flow(table, &k, now, 1);
 	if (!f) {
 		is_answered = 0;
-		table = bpf_map_lookup_elem(&unanswered, &state);
+		table = table_of(&unanswered, block);
 		if (!table)
 			return CELL_NO_POLICY;
 		f = find_flow(table, &k, now, 0);
@@ -281,46 +309,51 @@ __noinline __u32 converse(const struct policy *policy, const struct packet *p, _
 	else if (f && !f->guessed)
 		cell = find_rule(policy, f->opener, f->service, &k);
 	else
-		cell = judge_opening(policy, p, d, &k, &fresh);
-	/* On the ports of one that is over, or may not go on, a SYN may open another. */
-	if (f && is_syn(p) && (f->closing || !cell_passes(cell))) {
-		cell = judge_opening(policy, p, d, &k, &fresh);
+		cell = judge_opening(policy, p, d, &k, f && is_answered);
+	/* On the ports of one that is over, may not go on, or whose opener is a guess, a SYN may open another. */
+	if (f && is_syn(p) && (f->closing == CLOSED || f->guessed || !cell_passes(cell))) {
+		cell = find_rule(policy, d, p->service, &k);
 		if (!cell_passes(cell))
 			return cell;
 		bpf_map_delete_elem(table, &k);
-		is_answered = 0;
 		f = NULL;
-		table = bpf_map_lookup_elem(&unanswered, &state);
-		if (!table)
-			return CELL_NO_POLICY;
 	}
 	if (!cell_passes(cell)) {
 		/*
-		 * It stays there, forbidden, until it has been idle: who sends next would else open it anew, and that may be the
-		 * other side, which may. Of TCP as long as anybody sends: without an entry it might be one that is older.
+		 * It stays known as long as anybody sends: who sends next would else open it anew, as one that is older
+		 * than its entry, and that may be the other side, which may.
 		 */
 		if (f && k.proto == IPPROTO_TCP) {
 			f->forbidden = 1;
 			f->seen = now;
+			if (is_answered)
+				degrade(table, &k, f, block);
 		}
 		return cell;
 	}
 	if (!f) {
-		fresh.seen = now;
-		fresh.generation = policy->generation;
-		note_tcp(&fresh, p);
-		if (bpf_map_update_elem(table, &k, &fresh, BPF_ANY))
+		struct flow fresh = {
+			.seen = now,
+			.service = p->service,
+			.generation = policy->generation,
+			.opener = d,
+			.guessed = is_midstream(p),
+		};
+
+		note_tcp(&fresh, p, d);
+		table = table_of(&unanswered, block);
+		if (!table || bpf_map_update_elem(table, &k, &fresh, BPF_ANY))
 			cell = cell_for(policy, REASON_TABLE_FULL);
 	} else {
 		f->generation = policy->generation;
 		f->forbidden = 0;
 		if (p->quotes)
 			return cell;
-		note_tcp(f, p);
+		note_tcp(f, p, d);
 		if (!is_answered || now - f->seen > SEEN_STEP)
 			f->seen = now;
 		if (!is_answered && answers(f, p, d)) {
-			if (keep(answered_ones, &k, f, block))
+			if (keep(&k, f, block))
 				bpf_map_delete_elem(table, &k);
 			else
 				cell = cell_for(policy, REASON_TABLE_FULL);

@@ -97,11 +97,11 @@ type conversation struct {
 	// opener is the direction of the packet that opened it, question what that packet asked for.
 	opener   Direction
 	question subject
-	under    string // the policy that judged it last
-	awaited  uint32 // what acknowledges the SYN that answers the opener's, 0 while there is none
-	answered bool   // a packet against the opener's direction has passed, after a SYN one more of the opener
-	closing  bool   // a TCP FIN or RST has passed
-	guessed  bool   // it is older than what is remembered of it, and no rule tells who has opened it
+	under    string  // the policy that judged it last
+	awaited  uint32  // what acknowledges the SYN that answers the opener's, 0 while there is none
+	answered bool    // a packet against the opener's direction has passed, after a SYN one more of the opener
+	ended    [2]bool // by direction: a TCP FIN has passed; a RST stands for both
+	guessed  bool    // it is older than what is remembered of it, so that this may not be who opened it
 	// forbidden is TCP that the policy does not let go on.
 	forbidden bool
 	seen      time.Duration
@@ -173,49 +173,53 @@ func isToMany(dst netip.Addr) bool {
 func (c *Conversations) converse(s Stack, dir Direction, pkt packet, quoted bool, now time.Duration) Verdict {
 	key := keyOf(dir, pkt)
 	open := c.find(key, now)
-	if open != nil {
-		// The policy that it was opened under has judged it; under another it ends, or not.
-		v := passes
-		switch {
-		case open.under == s.text():
-		case open.guessed:
-			v, _ = s.judgeOpening(dir, pkt)
-		default:
-			v = s.judge(open.opener, open.question)
-		}
-		switch {
-		case isSYN(pkt) && (open.closing || !v.Passes()): // on the same ports it may open another
-			if v := s.judge(dir, subject{true, pkt.peer(dir), pkt.proto, pkt.service}); !v.Passes() {
-				return v
-			}
-			delete(c.open, key)
-		case !v.Passes():
-			// It stays, forbidden: who sends next would open it anew, and that may be the side that may. Of TCP as long as
-			// anybody sends: without an entry it might be one that is older.
-			if key.proto == protoTCP {
-				open.forbidden, open.seen = true, now
-			}
-			return v
-		default:
-			open.under, open.forbidden = s.text(), false
-			if !quoted && !c.goOn(open, dir, pkt, now) {
-				return s.byNobody(TableFull)
-			}
-			return v
-		}
-	}
-	if quoted {
+	if open == nil && quoted {
 		return s.byNobody(BadQuote)
 	}
-	v, fresh := s.judgeOpening(dir, pkt)
-	if v.Passes() {
+	// The policy that it was opened under has judged it. Under another it ends, or not.
+	v := passes
+	switch {
+	case open != nil && open.under == s.text():
+	case open != nil && !open.guessed:
+		v = s.judge(open.opener, open.question)
+	default:
+		v = s.judgeOpening(dir, pkt, open != nil && open.answered)
+	}
+	// On the ports of one that is over, may not go on, or whose opener is a guess, a SYN may open another.
+	if open != nil && isSYN(pkt) && (open.isOver() || open.guessed || !v.Passes()) {
+		if v = s.judgeOpening(dir, pkt, false); !v.Passes() {
+			return v
+		}
+		open = nil
+	}
+	if !v.Passes() {
+		if open != nil && key.proto == protoTCP {
+			open.forbid(now)
+		}
+		return v
+	}
+	if open == nil {
+		open = &conversation{opener: dir, question: asked(dir, pkt), guessed: isMidstream(pkt), seen: now}
 		if c.open == nil {
 			c.open = map[conversationKey]*conversation{}
 		}
-		fresh.under, fresh.closing, fresh.seen = s.text(), closes(pkt), now
-		c.open[key] = &fresh
+		c.open[key] = open
+		open.noteEnd(dir, pkt)
+	} else if !quoted && !c.goOn(open, dir, pkt, now) {
+		v = s.byNobody(TableFull)
 	}
+	open.under, open.forbidden = s.text(), false
 	return v
+}
+
+// forbid notes that the policy does not let a TCP conversation go on. It stays known as long as anybody sends: who sends next
+// would else open it anew, as one that is older than what is remembered, and that may be the other side, which may. It takes
+// no room of those that were answered; should it be allowed again, any answer is one.
+func (o *conversation) forbid(now time.Duration) {
+	o.forbidden, o.seen = true, now
+	if o.answered {
+		o.answered, o.awaited = false, 0
+	}
 }
 
 // find returns a conversation that is not forgotten yet, else nil.
@@ -233,7 +237,7 @@ func (o *conversation) idleTime(proto uint8) time.Duration {
 		return idleForbidden
 	case !o.answered:
 		return idleUnanswered
-	case o.closing:
+	case o.isOver():
 		return idleClosing
 	case proto == protoTCP:
 		return idleTCP
@@ -260,17 +264,15 @@ func (o *conversation) isAnsweredBy(dir Direction, pkt packet) bool {
 
 // goOn lets another packet of a conversation pass, unless it is the answer and there is no room.
 func (c *Conversations) goOn(open *conversation, dir Direction, pkt packet, now time.Duration) (room bool) {
-	switch {
-	case !open.answered && open.isAnsweredBy(dir, pkt):
-		if c.numAnswered(now) >= c.maxAnswered() {
-			return false
-		}
-		open.answered, open.seen = true, now
-	case !open.answered || now-open.seen > seenStep:
+	open.noteEnd(dir, pkt)
+	if !open.answered || now-open.seen > seenStep {
 		open.seen = now
 	}
-	open.closing = open.closing || closes(pkt)
-	return true
+	if open.answered || !open.isAnsweredBy(dir, pkt) {
+		return true
+	}
+	open.answered = c.numAnswered(now) < c.maxAnswered()
+	return open.answered
 }
 
 func (c *Conversations) maxAnswered() int {
@@ -295,40 +297,66 @@ func isSYN(pkt packet) bool {
 	return pkt.proto == protoTCP && pkt.flags&(flagSYN|flagACK) == flagSYN
 }
 
-// closes reports whether pkt ends a TCP connection, or one half of it.
-func closes(pkt packet) bool { return pkt.flags&(flagFIN|flagRST) != 0 }
+// isMidstream reports whether pkt is TCP that does not open a connection.
+func isMidstream(pkt packet) bool { return pkt.proto == protoTCP && !isSYN(pkt) }
 
-// judgeOpening judges a packet that belongs to no conversation, and says who has opened the one that it belongs to from now on.
+// noteEnd notes that a side of a TCP connection has ended, or by a RST all of it.
+func (o *conversation) noteEnd(dir Direction, pkt packet) {
+	if pkt.flags&flagRST != 0 {
+		o.ended = [2]bool{true, true}
+	} else if pkt.flags&flagFIN != 0 {
+		o.ended[dir] = true
+	}
+}
+
+func (o *conversation) isOver() bool { return o.ended == [2]bool{true, true} }
+
+// judgeOpening judges a packet that belongs to no conversation that is known, or to one whose opener is a guess.
 //
 // A TCP packet other than a SYN is of one that is not known although it passes in its own direction: its entry was given up, or
 // it is older than the policy. Whoever sends it may be the one who was asked, and its destination port none that
-// anybody opened. So each source has to allow it by a rule, or to let the other side open the conversation as well. Who opened
-// it an allow rule tells, if one does.
-func (s Stack) judgeOpening(dir Direction, pkt packet) (Verdict, conversation) {
+// anybody opened. So each source has to allow it by a rule, or to let the other side open the conversation as well. Where both
+// sides have been heard, it is enough that the other side may have opened it so.
+func (s Stack) judgeOpening(dir Direction, pkt packet, either bool) Verdict {
 	back := dir.opposite()
-	asks := subject{true, pkt.peer(dir), pkt.proto, pkt.service}
+	asks := asked(dir, pkt)
 	answers := subject{true, pkt.peer(dir), pkt.proto, pkt.from}
 	own := s.judge(dir, asks)
-	if pkt.proto != protoTCP || isSYN(pkt) || !own.Passes() {
-		return own, conversation{opener: dir, question: asks}
+	if !isMidstream(pkt) || !own.Passes() && !either {
+		return own
 	}
 	other := s.judge(back, answers)
+	switch {
+	case s.letsOpen(dir, asks, answers):
+		if s.allowsByRule(dir, asks) || own.Reason != Pass {
+			return own
+		}
+		return other
+	case own.Passes() || either && s.letsOpen(back, answers, asks):
+		return other
+	}
+	return own
+}
+
+// letsOpen reports whether each source allows by a rule what asks for, or lets the conversation be opened both ways.
+func (s Stack) letsOpen(dir Direction, asks, answers subject) bool {
 	for i, source := range s {
-		if !s.Audited(i) && !source.allowsByRule(dir, asks) && !source.Policy.judge(back, answers).Passes() {
-			return other, conversation{}
+		if s.Audited(i) {
+			continue
+		}
+		if !source.Policy.judge(dir, asks).Passes() {
+			return false
+		}
+		if !source.allowsByRule(dir, asks) && !source.Policy.judge(dir.opposite(), answers).Passes() {
+			return false
 		}
 	}
-	if s.allowsByRule(dir, asks) {
-		return own, conversation{opener: dir, question: asks}
-	}
-	v := own
-	if own.Reason == Pass {
-		v = other
-	}
-	if s.allowsByRule(back, answers) {
-		return v, conversation{opener: back, question: answers}
-	}
-	return v, conversation{opener: dir, question: asks, guessed: true}
+	return true
+}
+
+// asked is what the sender of a packet that was read wholly asks for.
+func asked(dir Direction, pkt packet) subject {
+	return subject{true, pkt.peer(dir), pkt.proto, pkt.service}
 }
 
 // judge is what the sources of s say of something that is wholly known.
@@ -341,15 +369,14 @@ func (s Stack) allowsByRule(dir Direction, asked subject) bool {
 	return slices.ContainsFunc(s, func(source Source) bool { return source.allowsByRule(dir, asked) })
 }
 
-// allowsByRule reports whether a rule says that something may be: one that allows it, or an exception from one that drops it. An
-// image vouches for nobody.
+// allowsByRule reports whether a rule says that something may be: one that allows it, or an exception from one that drops it.
 func (s Source) allowsByRule(dir Direction, asked subject) bool {
 	matches := func(verb Verb) bool {
 		return slices.ContainsFunc(s.Policy.Rules, func(r Rule) bool {
 			return r.Verb == verb && r.In[dir] && r.Match.holds(asked)
 		})
 	}
-	return s.Origin != OriginImage && (matches(Allow) || matches(Drop) && matches(Except))
+	return matches(Allow) || matches(Drop) && matches(Except)
 }
 
 func (d Direction) opposite() Direction {

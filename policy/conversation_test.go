@@ -207,8 +207,11 @@ var conversationTests = []struct {
 		later{30*time.Second - 1, say{in, got(ack), "pass"}}, later{30 * time.Second, say{in, got(ack), "default"}},
 	}},
 	{"TCP, closing", "egress.allow=443/tcp ingress.default=drop", []any{
-		say{out, sent(syn), "pass"}, say{in, got(syn | ack), "pass"}, say{out, sent(fin | ack), "pass"}, later{30*time.Second - 1, say{in, got(ack), "pass"}},
-		later{30 * time.Second, say{in, got(ack), "default"}},
+		say{out, sent(syn), "pass"}, say{in, got(syn | ack), "pass"}, say{out, sent(fin | ack), "pass"}, say{in, got(fin | ack), "pass"},
+		later{30*time.Second - 1, say{in, got(ack), "pass"}}, later{30 * time.Second, say{in, got(ack), "default"}},
+	}},
+	{"TCP, closed by one side", "egress.allow=443/tcp ingress.default=drop", []any{
+		say{out, sent(syn), "pass"}, say{in, got(syn | ack), "pass"}, say{out, sent(fin | ack), "pass"}, later{24*time.Hour - 1, say{in, got(ack), "pass"}},
 	}},
 	{"TCP, reset", "egress.allow=443/tcp ingress.default=drop", []any{
 		say{out, sent(syn), "pass"}, say{in, got(syn | ack), "pass"}, say{in, got(rst), "pass"}, later{30 * time.Second, say{in, got(ack), "default"}},
@@ -290,6 +293,30 @@ var conversationTests = []struct {
 	{"who has seen the SYN that answers, and more, goes on", "ingress.allow=443/tcp egress.default=drop", []any{
 		say{in, flags(syn, between(in, tcp, 443, 40000)), "pass"}, say{out, flags(syn|ack, between(out, tcp, 443, 40000)), "pass"},
 		say{in, acknowledging(1<<20, between(in, tcp, 443, 40000)), "pass"}, later{30 * time.Second, say{out, flags(ack, between(out, tcp, 443, 40000)), "pass"}},
+	}},
+	{"a segment before the SYN says nothing about who opens", "ingress.allow=80/tcp", []any{
+		say{out, between(out, tcp, 80, 443), "pass"}, say{out, flags(syn, between(out, tcp, 80, 443)), "pass"}, say{in, flags(syn|ack, between(in, tcp, 80, 443)), "pass"},
+		say{out, between(out, tcp, 80, 443), "pass"}, say{in, between(in, tcp, 80, 443), "pass"}, under("ingress.allow=80/tcp egress.default=drop"),
+		say{out, between(out, tcp, 80, 443), "default"}, say{in, between(in, tcp, 80, 443), "default"}, say{out, flags(syn, between(out, tcp, 80, 443)), "default"},
+	}},
+	{"a segment from outside before the SYN says nothing either", "ingress.allow=80/tcp egress.default=drop", []any{
+		say{in, between(in, tcp, 80, 443), "pass"}, say{out, flags(syn, between(out, tcp, 80, 443)), "default"}, say{out, between(out, tcp, 80, 443), "pass"},
+	}},
+	{"a SYN is judged anew where both have been heard before it", "egress.allow=443/tcp", []any{
+		say{in, got(ack), "pass"}, say{out, sent(ack), "pass"}, under("egress.allow=443/tcp ingress.default=drop"), say{in, got(syn), "default"}, say{in, got(ack), "pass"},
+	}},
+	{"older than the policy, and one side alone goes on", "egress.allow=443/tcp", []any{
+		say{in, got(ack), "pass"}, say{in, got(ack), "pass"}, later{30 * time.Second, say{in, got(ack), "pass"}},
+		under("egress.allow=443/tcp ingress.default=drop"), say{in, got(ack), "default"}, say{in, got(syn), "default"},
+	}},
+	{"older than the policy, both have been heard, and either may have opened it", "egress.allow=tcp ingress.allow=tcp", []any{
+		say{in, got(ack), "pass"}, say{out, sent(ack), "pass"}, under("egress.allow=tcp ingress.default=drop"), say{in, got(ack), "pass"}, say{out, sent(ack), "pass"},
+		under("egress.default=drop ingress.allow=tcp"), say{out, sent(ack), "pass"}, say{in, got(ack), "pass"},
+		under("egress.drop=443/tcp"), say{in, got(ack), "rule"}, say{out, sent(ack), "rule"},
+	}},
+	{"nobody could open what each of two sources would let another open", "drop=udp / drop=udp", []any{
+		say{in, got(ack), "pass"}, say{out, sent(ack), "pass"}, under("egress.allow=443/tcp ingress.default=drop / ingress.allow=40000/tcp egress.default=drop"),
+		say{in, got(ack), "default"}, say{out, sent(ack), "default"},
 	}},
 	{"older than the policy, and the other side goes on first", "egress.allow=443/tcp", []any{
 		say{in, got(ack), "pass"}, say{out, sent(ack), "pass"}, under("egress.allow=25/tcp"), say{out, sent(ack), "default"}, say{in, got(ack), "default"},

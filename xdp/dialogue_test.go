@@ -16,21 +16,28 @@ import (
 // memory holds the conversations of the runner's device, as maps that can be emptied.
 type memory []*ebpf.Map
 
-func newMemory(r *runner) memory {
+// newMemory gives the runner's device empty tables, of maxAnswered conversations that have been answered or of as many as are usual.
+func newMemory(r *runner, maxAnswered ...uint32) memory {
 	r.t.Helper()
 	spec, err := loadFilter()
 	must(r.t, err)
 	var m memory
 	for name, outer := range (&states{objs: r.k}).outer() {
+		if name == "answered" && len(maxAnswered) > 0 {
+			spec.Maps[name].InnerMap.MaxEntries = maxAnswered[0]
+		}
 		inner, err := ebpf.NewMap(spec.Maps[name].InnerMap)
 		must(r.t, err)
 		r.t.Cleanup(func() { inner.Close() })
 		must(r.t, outer.Put(uint32(1), inner))
 		m = append(m, inner)
 	}
-	must(r.t, r.k.States.Put(uint32(0), filterShared{State: 1, Buckets: 1}))
+	mayReclaim(r)
 	return m
 }
+
+// mayReclaim has the programs make room when next there is none, although they have just done so.
+func mayReclaim(r *runner) { must(r.t, r.k.States.Put(uint32(0), filterShared{State: 1, Buckets: 1})) }
 
 func (m memory) forget(t *testing.T) {
 	t.Helper()
@@ -68,15 +75,15 @@ var pauses = []time.Duration{11 * time.Second, 20 * time.Second, 29 * time.Secon
 // policy.Conversations. Now and then the policy changes in the middle. A failure prints the seed.
 func TestDialogues(t *testing.T) {
 	r := newRunner(t)
-	m := newMemory(r)
 	rnd, seed := seeded(t)
 	dialogues := 1500
 	if os.Getenv("VETHWALL_LONG") != "" {
 		dialogues *= 20
 	}
 	counts := map[policy.Reason]int{}
-	steps := 0
-	for range dialogues {
+	steps, maxAnswered := 0, 0
+	var m memory
+	for n := range dialogues {
 		draw := policytest.Draw{Verbs: []policy.Verb{policy.Drop, policy.Except, policy.Allow, policy.Allow}, MaxRules: 6, OneWay: true}
 		stack := draw.Stack(rnd)
 		dialogue := policytest.Dialogue(rnd, stack)
@@ -84,8 +91,15 @@ func TestDialogues(t *testing.T) {
 		if rnd.IntN(3) == 0 {
 			change = rnd.IntN(len(dialogue) + 1)
 		}
-		m.forget(t)
 		want := policy.Conversations{Neighborhood: drawnNeighborhood(rnd)}
+		switch n {
+		case 0:
+			m = newMemory(r)
+		case dialogues * 3 / 4: // the others in tables that are soon full
+			m, maxAnswered = newMemory(r, 2), 2
+		}
+		m.forget(t)
+		want.MaxAnswered = maxAnswered
 		var now time.Duration
 		use(t, r, stack)
 		r.around(want.Neighborhood)
@@ -96,6 +110,7 @@ func TestDialogues(t *testing.T) {
 			if rnd.IntN(20) == 0 {
 				pause := pauses[rnd.IntN(len(pauses))]
 				m.age(t, pause)
+				mayReclaim(r)
 				now += pause
 			}
 			h := hooks[2]
@@ -121,7 +136,7 @@ func TestDialogues(t *testing.T) {
 		}
 	}
 	t.Logf("%d packets in %d dialogues: %v", steps, dialogues, counts)
-	for _, reason := range []policy.Reason{policy.Pass, policy.ByRule, policy.ByDefault, policy.BadQuote, policy.Fragment, policy.NeighborSpoof} {
+	for _, reason := range []policy.Reason{policy.Pass, policy.ByRule, policy.ByDefault, policy.BadQuote, policy.Fragment, policy.NeighborSpoof, policy.TableFull} {
 		if counts[reason] == 0 {
 			t.Errorf("nothing was drawn that gives %s", reason)
 		}

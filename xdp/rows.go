@@ -245,7 +245,7 @@ func (c *compiler) judge(rules []int, matches func(int) bool) uint32 {
 				allowed = true
 			}
 		}
-		if (allowed || dropped != nil && excepted) && c.stack[source].Origin != policy.OriginImage {
+		if allowed || dropped != nil && excepted {
 			allow |= allowedBit << source
 		}
 		cell := uint32(0)

@@ -311,12 +311,15 @@ func (s *states) expireAt(id uint32, now uint64) error {
 	var f conversation
 	it := table.Iterate()
 	for it.Next(&key, &f) {
-		if f.Seen < now && now-f.Seen > idleTime(key, f) {
+		if isOver(key, f, now) {
 			over = append(over, key)
 		}
 	}
 	// An iteration over a table in use may be cut short; the next sweep goes on.
 	for _, key := range over {
+		if table.Lookup(key, &f) == nil && !isOver(key, f, now) {
+			continue // there is another on its ports now
+		}
 		if err := table.Delete(key); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 			return fmt.Errorf("forget a conversation: %w", err)
 		}
@@ -329,18 +332,18 @@ type conversation struct {
 	Seen                uint64 // ns, by monotonic
 	Service, Generation uint32
 	Opener, Closing     uint8
-	_                   uint8
-	Forbidden           uint8
-	_                   [4]byte
+	_                   [6]byte
+}
+
+func isOver(key filterFlowKey, f conversation, now uint64) bool {
+	return f.Seen < now && now-f.Seen > idleTime(key, f)
 }
 
 // idleTime is idle_time of bpf/flow.h, in nanoseconds.
 func idleTime(key filterFlowKey, f conversation) uint64 {
 	const second = 1e9
 	switch {
-	case f.Forbidden != 0:
-		return 180 * second
-	case f.Closing != 0:
+	case f.Closing == 3: // both sides
 		return 30 * second
 	case key.Proto == protoTCP:
 		return 24 * 3600 * second

@@ -24,28 +24,27 @@ func TestExpire(t *testing.T) {
 	now, err := monotonic()
 	must(t, err)
 	type entry struct {
-		proto              uint8
-		closing, forbidden uint8
-		idle               time.Duration
-		stays              bool
+		proto   uint8
+		closing uint8
+		idle    time.Duration
+		stays   bool
 	}
 	entries := []entry{
-		{protoTCP, 0, 0, 0, true},
-		{protoTCP, 0, 0, 23 * time.Hour, true},
-		{protoTCP, 0, 0, 25 * time.Hour, false},
-		{protoTCP, 1, 0, 20 * time.Second, true},
-		{protoTCP, 1, 0, 40 * time.Second, false},
-		{protoUDP, 0, 0, 170 * time.Second, true},
-		{protoUDP, 0, 0, 190 * time.Second, false},
-		{47, 0, 0, 20 * time.Second, true},
-		{47, 0, 0, 40 * time.Second, false},
-		{protoTCP, 1, 1, 170 * time.Second, true},
-		{protoTCP, 0, 1, 190 * time.Second, false},
+		{protoTCP, 0, 0, true},
+		{protoTCP, 0, 23 * time.Hour, true},
+		{protoTCP, 0, 25 * time.Hour, false},
+		{protoTCP, 1, 23 * time.Hour, true},
+		{protoTCP, 3, 20 * time.Second, true},
+		{protoTCP, 3, 40 * time.Second, false},
+		{protoUDP, 0, 170 * time.Second, true},
+		{protoUDP, 0, 190 * time.Second, false},
+		{47, 0, 20 * time.Second, true},
+		{47, 0, 40 * time.Second, false},
 	}
 	now += uint64(48 * time.Hour) // this machine may have started a moment ago
 	for i, e := range entries {
 		key := filterFlowKey{LocalPort: uint16(i), Proto: e.proto, Family: 4}
-		must(t, table.Put(key, conversation{Seen: now - uint64(e.idle), Closing: e.closing, Forbidden: e.forbidden}))
+		must(t, table.Put(key, conversation{Seen: now - uint64(e.idle), Closing: e.closing}))
 	}
 	must(t, s.expireAt(s.tables.of[1], now))
 	for i, e := range entries {
@@ -85,16 +84,7 @@ func TestBound(t *testing.T) {
 // TestBoundHolds gives the programs a table that is smaller than the one that they were loaded with.
 func TestBoundHolds(t *testing.T) {
 	r := newRunner(t)
-	newMemory(r)
-	spec, err := loadFilter()
-	must(t, err)
-	small := spec.Maps["answered"].InnerMap
-	small.MaxEntries = 2
-	table, err := ebpf.NewMap(small)
-	must(t, err)
-	defer table.Close()
-	must(t, r.k.Answered.Put(uint32(1), table))
-
+	m := newMemory(r, 2)
 	p, _, err := policy.Parse(map[string]string{"xdp.egress.allow": "udp", "xdp.ingress.default": "drop"})
 	must(t, err)
 	stack := policy.Stack{{Origin: "labels", Policy: p}}
@@ -114,15 +104,15 @@ func TestBoundHolds(t *testing.T) {
 	talk(1, policy.Pass)
 	talk(2, policy.TableFull)
 	// Without an agent, too, what is over makes room, though not more often than once a second.
-	memory{table}.age(t, 181*time.Second)
+	m.age(t, 181*time.Second)
 	talk(3, policy.TableFull)
-	must(t, r.k.States.Put(uint32(0), filterShared{State: 1, Buckets: 1}))
+	mayReclaim(r)
 	talk(4, policy.Pass)
 	talk(5, policy.Pass)
 	talk(6, policy.TableFull)
 }
 
-// TestHalfOpenTakesNoRoom answers SYNs whose senders never go on: none of them is one of the answered conversations, of which
+// TestHalfOpenTakesNoRoom answers SYNs whose senders never go on, and goes on where nobody answers: none of them is one of the answered conversations, of which
 // there may be so many.
 func TestHalfOpenTakesNoRoom(t *testing.T) {
 	r := newRunner(t)
@@ -163,6 +153,18 @@ func TestHalfOpenTakesNoRoom(t *testing.T) {
 	segment(policy.Ingress, 1001, ack, 255) // data came with the answer
 	if n := answered(); n != 2 {
 		t.Errorf("%d conversations count as answered, want the two whose senders have gone on", n)
+	}
+	m.forget(t)
+	for port := range uint16(100) { // as if of connections that are older than the filter
+		segment(policy.Ingress, port+1000, ack, 1)
+		segment(policy.Ingress, port+1000, ack, 1)
+	}
+	if n := answered(); n != 0 {
+		t.Errorf("%d conversations count as answered that one side alone has", n)
+	}
+	segment(policy.Egress, 1000, ack, 1)
+	if n := answered(); n != 1 {
+		t.Errorf("%d conversations count as answered, want the one that was", n)
 	}
 	m.forget(t)
 }

@@ -35,6 +35,8 @@ type port struct {
 	live     time.Time           // since when frames may come from it; zero before
 	id       string              // the container's, "" until known
 	looked   bool                // at the processes in its namespace
+	enter    bool                // that is needed to close the engine's resolver there
+	pids     []int               // of those, by their numbers in proc
 	ends     []docker.Attachment // what its network has said since it came
 	end      *docker.Attachment  // the one of them that is its other end, nil until known
 	news     bool                // there is something new to recognise it by
@@ -179,7 +181,9 @@ func (a *agent) filter(c *container, p *port, network docker.Network) {
 		c.devices = append(c.devices, p.Index)
 	}
 	a.dirty[c.ID] = true
-	a.letGo(p)
+	if a.closeResolverEarly(c, p) {
+		a.letGo(p)
+	}
 }
 
 // prepare attaches the usual hooks to a port that is held, where its container wants them: later it takes too long.

@@ -51,7 +51,7 @@ func (a *agent) lookInside() {
 	var nsids []int
 	var ports []*port
 	for _, p := range a.held {
-		if p.id == "" && p.NsID >= 0 && !p.looked {
+		if (p.id == "" || p.enter) && p.NsID >= 0 && !p.looked {
 			ports, nsids = append(ports, p), append(nsids, p.NsID)
 		}
 	}
@@ -69,7 +69,7 @@ func (a *agent) lookInside() {
 			a.looking = false
 			a.complain(&a.procTrouble, err, "cannot look at the host's processes")
 			for _, p := range ports {
-				p.looked = true
+				p.looked, p.pids = true, found[p.NsID]
 				if p.id == "" {
 					p.id, p.news = a.owner(ids[p.NsID]), true
 				}

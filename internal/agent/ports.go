@@ -34,6 +34,7 @@ type port struct {
 	xdp.Port
 	live     time.Time           // since when frames may come from it; zero before
 	id       string              // the container's, "" until known
+	proved   bool                // by the namespace behind it, and not by what can be changed in there
 	looked   bool                // at the processes in its namespace
 	enter    bool                // that is needed to close the engine's resolver there
 	pids     []int               // of those, by their numbers in proc
@@ -76,6 +77,7 @@ func (a *agent) holds(found xdp.Port) {
 		a.after(holdLimit, func() { a.expire(p) })
 	}
 	if p.NsID != found.NsID {
+		p.proved = false
 		p.looked, p.resting, p.pause = false, false, soonest
 	}
 	p.Port, p.news = found, true
@@ -244,7 +246,7 @@ func (a *agent) freed(c *container, i Interface) {
 	if p == nil {
 		return
 	}
-	p.id = c.ID
+	p.id, p.proved = c.ID, true
 	n := slices.IndexFunc(c.Networks, func(e docker.Endpoint) bool {
 		return e.Network == i.Network && e.MAC != nil && !c.stale
 	})

@@ -157,9 +157,12 @@ func (a *agent) askAttachments(n docker.Network) {
 }
 
 // match finds the container's end of a port among those of its network: by its address, else by the container's id. An
-// end that was named before the port came may be another's, which had the address until then: there is none among them.
+// end that was named before the port came may be another's, which had the address until then: there is none among them. A
+// container that runs may have taken another's address: its port is nobody else's.
 func (p *port) match(mac net.HardwareAddr) {
-	found := slices.DeleteFunc(slices.Clone(p.ends), func(e docker.Attachment) bool { return mac == nil || !bytes.Equal(e.MAC, mac) })
+	found := slices.DeleteFunc(slices.Clone(p.ends), func(e docker.Attachment) bool {
+		return mac == nil || !bytes.Equal(e.MAC, mac) || p.proved && e.ContainerID != "" && e.ContainerID != p.id
+	})
 	if len(found) != 1 && p.id != "" {
 		found = slices.DeleteFunc(slices.Clone(p.ends), func(e docker.Attachment) bool { return e.ContainerID != p.id })
 	}

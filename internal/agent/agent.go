@@ -153,6 +153,7 @@ type container struct {
 	// asked is the session that a question is out to, and again says that something has happened since it went out.
 	asked    *session
 	again    bool
+	renamed  bool      // since its name was asked for, by which the configuration may pick
 	trouble  string    // the last error of a question, that the log has
 	missing  int       // how many lists in a row did not have it
 	seen     bool      // its namespace was there when we last looked

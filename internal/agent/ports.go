@@ -121,7 +121,7 @@ func (a *agent) settle(p *port) {
 		a.seek(p, network)
 	case c == nil && a.plain[p.id]:
 		a.welcome(p, network)
-	case c == nil || !c.inspected && !c.outlined:
+	case c == nil || !c.inspected && !c.outlined || c.renamed && len(a.around.conf.Policies) > 0:
 		a.outline(p.id)
 	case !c.asks:
 		a.welcome(p, network)

@@ -407,6 +407,31 @@ func TestAgentWasStopped(t *testing.T) {
 	})
 }
 
+// TestRenamedAndStarted gives a container a name by which the configuration picks it, and starts it before an inspect can say so.
+func TestRenamedAndStarted(t *testing.T) {
+	inTime(t, nil, listBridge, func(r *rig) {
+		conf, err := config.Parse("config.yaml", []byte("policies:\n  - pick: {name: shop*}\n    labels: {xdp.drop: udp}\n"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.agent.tell(func() { r.agent.around.conf = conf })
+		c := box(7, false)
+		r.happens(c, docker.ActionCreate)
+		gate := make(chan struct{})
+		r.engine.set(func() { r.engine.hang[c.ID] = gate })
+		c.Name = "shop1"
+		r.happens(c, docker.ActionRename)
+		r.attaches(itsEnd(c.ID))
+		r.process(70, 5, c.ID)
+		r.port(in(near(7), 5), itsMAC)
+		r.after(100 * time.Millisecond)
+		r.released(7, true)
+		r.device(7, "open")
+		close(gate)
+		r.after(0)
+	})
+}
+
 // TestPortGoes has a port end while it is held.
 func TestPortGoes(t *testing.T) {
 	inTime(t, nil, listBridge, func(r *rig) {

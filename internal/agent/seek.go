@@ -235,8 +235,11 @@ func (a *agent) outlined(answer docker.Container) {
 		a.ask(answer.ID)
 		c = a.containers[answer.ID]
 	}
-	if c.inspected {
-		return
+	c.renamed = false
+	if c.inspected { // its name alone may be news
+		name := answer.Name
+		answer = c.Container
+		answer.Name = name
 	}
 	c.Container, c.outlined = answer, true
 	k := a.around.of(answer)

@@ -51,6 +51,7 @@ type Filter struct {
 	loose map[hookID]bool // links that the hold has made, without pins
 	// resolvers are what we have closed since Open, by inode of the namespace.
 	resolvers map[int]resolverClosed
+	ready     readyResolvers
 	// programs are those of the operator's that are loaded.
 	programs map[digest]loadedProgram
 	// standing is what Attach has left on devices.
@@ -113,6 +114,7 @@ func (f *Filter) load() error {
 	if err := f.adopt(); err != nil {
 		return err
 	}
+	f.ready = f.readyResolvers()
 	f.tcx = f.haveTCX()
 	f.noTCX = !f.tcx
 	return nil

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf/link"
+	"github.com/vishvananda/netlink"
 
 	"github.com/vethwall/vethwall/policy"
 )
@@ -26,8 +27,9 @@ type Hold struct {
 	rules  *ruleset
 	inXDP  bool
 	why    error
-	known  map[int]bool // may send
-	last   time.Time    // of the last refresh
+	known  map[int]bool   // may send
+	gaps   map[int]uint64 // what ports that are held had sent when rules were put back that somebody had removed
+	last   time.Time      // of the last refresh
 }
 
 // Held is a way to hold ports.
@@ -46,7 +48,7 @@ const lapse = deadMan - deadMan/10
 // OpenHold begins to hold the new ports of the network namespace that this thread is in; ports are those of now. Where the agent
 // before this one has held ports and its hold has not ended, they stay held. Close it before f.
 func OpenHold(f *Filter, ports []Port) *Hold {
-	h := &Hold{filter: f, rules: newRuleset(f.dir), known: map[int]bool{}, last: time.Now()}
+	h := &Hold{filter: f, rules: newRuleset(f.dir), known: map[int]bool{}, gaps: map[int]uint64{}, last: time.Now()}
 	before, left, err := h.rules.read()
 	adopt := err == nil && left > deadMan-lapse && h.rules.whole()
 	for _, p := range ports {
@@ -120,18 +122,20 @@ func (h *Hold) Forget(ifindexes ...int) error {
 	return h.mend(h.rules.forget(gone...))
 }
 
-// Unseen is how many packets of a port have passed that is held: those from before there was a program. held is false where the
-// port is not.
+// Unseen is how many packets of a port may have passed that is held: those from before there was a program, or while somebody had
+// removed the rules. held is false where the port is not.
 func (h *Hold) Unseen(ifindex int) (packets uint64, held bool) {
-	switch {
-	case h.known[ifindex]:
+	if h.known[ifindex] {
 		return 0, false
+	}
+	_ = h.Mend() // the rules may be gone, and nobody has told yet; where they cannot be put back a program holds
+	switch {
 	case h.inXDP && !h.filter.held[ifindex]:
 		return 0, false
 	case h.inXDP:
 		return h.filter.Unseen(ifindex), true
 	}
-	return 0, true
+	return h.gaps[ifindex], true
 }
 
 // Known reports whether a port has been released, or was there before.
@@ -166,6 +170,7 @@ func (h *Hold) Release(ifindexes ...int) error {
 	ifindexes = slices.DeleteFunc(slices.Clone(ifindexes), h.Known)
 	for _, i := range ifindexes {
 		h.known[i] = true
+		delete(h.gaps, i)
 	}
 	if len(ifindexes) == 0 {
 		return nil
@@ -226,7 +231,25 @@ func (h *Hold) mend(err error) error {
 		h.inXDP = true
 		return fmt.Errorf("%w: %w", err, h.why)
 	}
+	h.noteGaps()
 	return nil
+}
+
+// noteGaps is called when the rules have been put back. What ports that are held have sent by now may have passed.
+func (h *Hold) noteGaps() {
+	clear(h.gaps)
+	ports, err := ListPorts()
+	if err != nil {
+		return
+	}
+	for _, p := range ports {
+		if h.known[p.Index] || !p.Dockers() {
+			continue
+		}
+		if l, err := netlink.LinkByIndex(p.Index); err == nil && l.Attrs().Statistics != nil {
+			h.gaps[p.Index] = l.Attrs().Statistics.RxPackets
+		}
+	}
 }
 
 // holdPolicy lets only what is never a matter of rules pass: ARP, neighbour discovery and MLD. Nothing is said of what is received.

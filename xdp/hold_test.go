@@ -381,6 +381,34 @@ func TestHoldIsMended(t *testing.T) {
 	}
 }
 
+// TestHoldWasRemoved counts what may have passed while somebody had removed the rules.
+func TestHoldWasRemoved(t *testing.T) {
+	n := newBridged(t)
+	dir := bpffs(t)
+	f, h := n.open(dir)
+	defer f.Close()
+	defer h.Close()
+	held := n.plug("veth0000001", 0)
+	want := func(when string, sent bool) {
+		t.Helper()
+		if packets, is := h.Unseen(held.Index); !is || packets > 0 != sent {
+			t.Errorf("%s: %d packets of a port that is held: %t", when, packets, is)
+		}
+	}
+	n.want(held, false, "before")
+	want("before", false)
+	other := newRuleset(dir)
+	must(t, other.remove())
+	n.want(held, true, "without rules")
+	want("nobody has told", true)
+	n.want(held, false, "with rules again")
+	want("with rules again", true)
+	must(t, h.Release(held.Index))
+	if packets, is := h.Unseen(held.Index); is || packets > 0 {
+		t.Errorf("%d packets of a port that is released: %t", packets, is)
+	}
+}
+
 // TestHoldForgets has a number come back.
 func TestHoldForgets(t *testing.T) {
 	n := newBridged(t)

@@ -311,6 +311,34 @@ func TestAgentStopped(t *testing.T) {
 	}
 }
 
+// TestRulesAreRemoved removes the rules of the hold while the agent is too busy to notice, for less time than the hold would have
+// outlived it. What was sent then is called late.
+func TestRulesAreRemoved(t *testing.T) {
+	t.Parallel()
+	r := newHoldRig(t)
+	out, err := r.v.Command("nft", "list", "tables", "bridge").Output()
+	table := strings.Fields(string(out))
+	if err != nil || len(table) != 3 {
+		t.Fatalf("%q, %v", out, err)
+	}
+	c := r.v.Create(r.image, "sends", labelled(r.network, "xdp.egress.drop=udp"), steadily(r.to, "sends")...)
+	r.v.SignalAgent(syscall.SIGSTOP)
+	if out, err := r.v.Command("nft", "delete", "table", table[1], table[2]).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	r.v.Run("start", c.ID)
+	r.v.Wait("packets", func() error {
+		if r.arrived(t)["sends"] == 0 {
+			return errors.New("none")
+		}
+		return nil
+	})
+	r.v.SignalAgent(syscall.SIGCONT)
+	if s := awaitFilter(t, r.v, c.Name, 1); s.State != agent.Late || s.Interfaces[0].Late == 0 {
+		t.Errorf("it had sent and is not called late: %+v", s)
+	}
+}
+
 // startSome starts containers, so many at a time.
 func startSome(v *enginetest.Vethwall, all []*enginetest.Container, parallel int) error {
 	var wg sync.WaitGroup

@@ -1,8 +1,10 @@
 package main
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -90,5 +92,40 @@ func TestResolverOnTheHostsLoopback(t *testing.T) {
 	await(t, v, c.Name, name, closed)
 	if asks(c, "again.example.") {
 		t.Error("the resolver is open although an agent has come back")
+	}
+}
+
+// TestFirstQuery starts containers whose first instruction asks the engine's resolver, which asks the host's: no hold on a veth keeps
+// that back.
+func TestFirstQuery(t *testing.T) {
+	t.Parallel()
+	const stub = "127.0.0.53"
+	v := enginetest.OwnAsking(t, stub).Install()
+	image := v.Image()
+	network := v.Network("names")
+	resolver := v.Serve(image, "resolver", []string{"--network", "host"}, "53/udp", "53/tcp")
+	v.Configure("dns: " + stub + "\n")
+	v.StartAgent()
+	for _, tc := range []struct {
+		name, label string
+		passes      bool
+	}{
+		{"nothing", "xdp.drop=all", false},
+		{"wrong", "xdp.drop=upd", false},
+		{"list", "xdp.egress.allow=dns", true},
+	} {
+		for i := range times(2, 20) {
+			name := fmt.Sprintf("%s-%d", tc.name, i)
+			c := v.Create(image, name, labelled(network, tc.label), "resolve", name+".example.")
+			for _, verb := range []string{"start", "restart"} {
+				// The resolver answers nothing of use, so that peer fails.
+				v.Run(verb, c.ID)
+				v.Run("wait", c.ID)
+				got := slices.ContainsFunc(resolver.Received(), func(a enginetest.Arrival) bool { return strings.Contains(a.Text, name) })
+				if got != tc.passes {
+					t.Errorf("%s, %s: the first query arrives: %t, want %t", name, verb, got, tc.passes)
+				}
+			}
+		}
 	}
 }

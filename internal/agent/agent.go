@@ -63,6 +63,7 @@ type kernel interface {
 	Introduced(port int) bool
 	RoutesBack(bridge int, does bool) error
 	CloseResolver(path string, ifindex int, udp, tcp bool) error
+	PrepareResolver()
 	Filters(ifindex int) bool
 	Slow(ifindex int) bool
 	ByHand(ifindex int) bool
@@ -152,6 +153,7 @@ type container struct {
 	// asked is the session that a question is out to, and again says that something has happened since it went out.
 	asked    *session
 	again    bool
+	renamed  bool      // since its name was asked for, by which the configuration may pick
 	trouble  string    // the last error of a question, that the log has
 	missing  int       // how many lists in a row did not have it
 	seen     bool      // its namespace was there when we last looked
@@ -220,6 +222,8 @@ type agent struct {
 	looking                  bool            // at processes, beside the loop
 	attaching, outlining     map[string]bool // by id of the network, of the container
 	holdTrouble, procTrouble string          // as hostTrouble
+	resolverTrouble          string          // as hostTrouble
+	resolverPrepared         bool            // what closes a resolver is loaded, or being loaded beside the loop
 
 	// Who is behind the ports of bridges. Bridges in guarded are those by whose ports it is judged who has sent what is
 	// received; of those in asked, by ifindex, it is known whether the host routes back to them.

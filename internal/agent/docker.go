@@ -226,6 +226,7 @@ func (a *agent) heard(event docker.Event) {
 			a.ask(event.ID)
 		}
 	default: // die, too: it may have been started again since
+		c.renamed = c.renamed || event.Action == docker.ActionRename
 		a.dirty[c.ID] = true
 		a.ask(event.ID)
 	}
@@ -317,6 +318,7 @@ func (a *agent) answered(s *session, c *container, answer docker.Container, err 
 		})
 	default:
 		a.complain(&c.trouble, nil, "")
+		c.renamed = c.renamed && again
 		a.learn(c, answer)
 	}
 	if again {

@@ -34,7 +34,10 @@ type port struct {
 	xdp.Port
 	live     time.Time           // since when frames may come from it; zero before
 	id       string              // the container's, "" until known
+	proved   bool                // by the namespace behind it, and not by what can be changed in there
 	looked   bool                // at the processes in its namespace
+	enter    bool                // that is needed to close the engine's resolver there
+	pids     []int               // of those, by their numbers in proc
 	ends     []docker.Attachment // what its network has said since it came
 	end      *docker.Attachment  // the one of them that is its other end, nil until known
 	news     bool                // there is something new to recognise it by
@@ -74,6 +77,7 @@ func (a *agent) holds(found xdp.Port) {
 		a.after(holdLimit, func() { a.expire(p) })
 	}
 	if p.NsID != found.NsID {
+		p.proved = false
 		p.looked, p.resting, p.pause = false, false, soonest
 	}
 	p.Port, p.news = found, true
@@ -117,7 +121,7 @@ func (a *agent) settle(p *port) {
 		a.seek(p, network)
 	case c == nil && a.plain[p.id]:
 		a.welcome(p, network)
-	case c == nil || !c.inspected && !c.outlined:
+	case c == nil || !c.inspected && !c.outlined || c.renamed && len(a.around.conf.Policies) > 0:
 		a.outline(p.id)
 	case !c.asks:
 		a.welcome(p, network)
@@ -179,7 +183,9 @@ func (a *agent) filter(c *container, p *port, network docker.Network) {
 		c.devices = append(c.devices, p.Index)
 	}
 	a.dirty[c.ID] = true
-	a.letGo(p)
+	if a.closeResolverEarly(c, p) {
+		a.letGo(p)
+	}
 }
 
 // prepare attaches the usual hooks to a port that is held, where its container wants them: later it takes too long.
@@ -240,7 +246,7 @@ func (a *agent) freed(c *container, i Interface) {
 	if p == nil {
 		return
 	}
-	p.id = c.ID
+	p.id, p.proved = c.ID, true
 	n := slices.IndexFunc(c.Networks, func(e docker.Endpoint) bool {
 		return e.Network == i.Network && e.MAC != nil && !c.stale
 	})

@@ -319,6 +319,35 @@ func TestConnectSends(t *testing.T) {
 	})
 }
 
+// TestConnectedWithAnothersMAC joins a running container to a network, where it takes the MAC of another of which a policy is known.
+func TestConnectedWithAnothersMAC(t *testing.T) {
+	c, other := box(10, true, "xdp.drop=all"), box(20, true, "xdp.drop=25/tcp")
+	c.CapAdd = []string{"NET_ADMIN"}
+	inTime(t, []docker.Container{c, other}, listBridge, func(r *rig) {
+		two := joined(c, "net")
+		network := docker.Network{ID: two.Networks[1].NetworkID, Name: "net", Driver: "bridge", Bridge: surroundings{}.bridge(two.Networks[1])}
+		mine := docker.Attachment{ContainerID: c.ID, MAC: net.HardwareAddr{2, 0, 0, 0, 0, 1}}
+		r.engine.set(func() { r.engine.networks = append(r.engine.networks, network) })
+		r.plug(two)
+		r.process(70, 5, c.ID)
+		p := in(near(11), 5)
+		p.Bridge = network.Bridge
+		r.port(p, itsMAC)
+		r.ring() // its namespace says whose it is
+		r.engine.set(func() { r.engine.attached[network.ID] = []docker.Attachment{itsEnd(other.ID), mine} })
+		for range 100 {
+			r.after(time.Millisecond)
+			if w := r.kernel.last[11]; w.Policy != r.kernel.last[10].Policy || w.MAC.String() == itsMAC.String() {
+				t.Fatalf("the port has another's policy, and MAC %s", w.MAC)
+			}
+		}
+		r.released(11, true)
+		if w := r.kernel.last[11]; w.MAC.String() != mine.MAC.String() {
+			t.Errorf("judged by MAC %s", w.MAC)
+		}
+	})
+}
+
 // TestReleasedByItsSandbox is for an agent that sees no processes, and whose socket proxy hides networks.
 func TestReleasedByItsSandbox(t *testing.T) {
 	inTime(t, nil, listBridge, func(r *rig) {
@@ -375,6 +404,31 @@ func TestAgentWasStopped(t *testing.T) {
 		if !r.said("WARN", "the agent was stopped") {
 			t.Error("not reported")
 		}
+	})
+}
+
+// TestRenamedAndStarted gives a container a name by which the configuration picks it, and starts it before an inspect can say so.
+func TestRenamedAndStarted(t *testing.T) {
+	inTime(t, nil, listBridge, func(r *rig) {
+		conf, err := config.Parse("config.yaml", []byte("policies:\n  - pick: {name: shop*}\n    labels: {xdp.drop: udp}\n"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.agent.tell(func() { r.agent.around.conf = conf })
+		c := box(7, false)
+		r.happens(c, docker.ActionCreate)
+		gate := make(chan struct{})
+		r.engine.set(func() { r.engine.hang[c.ID] = gate })
+		c.Name = "shop1"
+		r.happens(c, docker.ActionRename)
+		r.attaches(itsEnd(c.ID))
+		r.process(70, 5, c.ID)
+		r.port(in(near(7), 5), itsMAC)
+		r.after(100 * time.Millisecond)
+		r.released(7, true)
+		r.device(7, "open")
+		close(gate)
+		r.after(0)
 	})
 }
 

@@ -1,7 +1,11 @@
 package agent
 
 import (
+	"bytes"
 	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
 
 	"github.com/vethwall/vethwall/policy"
 )
@@ -53,4 +57,35 @@ func (a *agent) closeResolver(c *container, path string, ifindex int) []Interfac
 	}
 	c.resolver = want
 	return nil
+}
+
+// closeResolverEarly closes the engine's resolver to a container before its process runs, where it has to be closed: no hold keeps
+// back what is asked on the namespace's own lo. It is false until that can be done: engines before 28 move a port's other end
+// into the namespace late. Where it cannot be done at all the look at the running container does it, and says what it cannot.
+func (a *agent) closeResolverEarly(c *container, p *port) bool {
+	closed := c.want.resolver
+	switch {
+	case closed == resolverClosed{} || len(c.known.loopback) == 0:
+		return true
+	case p.NsID < 0:
+		return false
+	case !p.looked:
+		p.enter = true
+		a.lookInside()
+		return false
+	}
+	for _, pid := range p.pids {
+		process := filepath.Join(a.proc, strconv.Itoa(pid))
+		// The number may be another's by now.
+		if group, err := os.ReadFile(filepath.Join(process, "cgroup")); err != nil || !bytes.Contains(group, []byte(c.ID)) {
+			continue
+		}
+		path := filepath.Join(process, "ns/net")
+		err := a.kernel.CloseResolver(path, 0, closed.udp, closed.tcp)
+		a.complain(&a.resolverTrouble, err, "cannot close the engine's resolver before a container runs", "container", c.Name, "id", short(c.ID))
+		if err == nil {
+			break // the look at the running container has it count as the container's
+		}
+	}
+	return true
 }

@@ -2,8 +2,10 @@ package agent
 
 import (
 	"errors"
+	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/vethwall/vethwall/docker"
 )
@@ -45,5 +47,60 @@ func TestResolverCannotBeClosed(t *testing.T) {
 		if record := r.kernel.record(c.ID); record.State != Enforced {
 			t.Errorf("%+v", record)
 		}
+	})
+}
+
+// TestResolverIsClosedEarly starts a container in both orders. What it asks the engine's resolver no hold keeps back.
+func TestResolverIsClosedEarly(t *testing.T) {
+	for name, move := range map[string]bool{"engines before 28": true, "engines from 28 on": false} {
+		t.Run(name, func(t *testing.T) {
+			inTime(t, nil, func(r *rig) {
+				listBridge(r)
+				r.kernel.host = &host{resolvers: addrsOf("127.0.0.53")}
+			}, func(r *rig) {
+				created := box(7, false, "xdp.drop=udp")
+				created.NetworkMode = "shop"
+				r.happens(created, docker.ActionCreate)
+				path := filepath.Join(r.agent.proc, "70", "ns/net")
+				r.process(70, 5, created.ID)
+				r.process(71, 5) // of the host
+				r.attaches(itsEnd(created.ID))
+				if move {
+					r.port(near(7), nil)
+					r.after(100 * time.Millisecond)
+				}
+				r.kernel.hold.set(func() {
+					r.kernel.hold.releasing = func(int) {
+						r.kernel.mu.Lock()
+						defer r.kernel.mu.Unlock()
+						if got := r.kernel.resolvers[path]; got != (resolverClosed{udp: true}) {
+							t.Errorf("released while the resolver is %+v", got)
+						}
+					}
+				})
+				r.port(in(near(7), 5), itsMAC)
+				r.after(100 * time.Millisecond)
+				r.released(7, true)
+				if got := len(r.kernel.resolvers); got != 1 {
+					t.Errorf("%d namespaces: %v", got, r.kernel.resolvers)
+				}
+			})
+		})
+	}
+}
+
+// TestResolverWithoutProcesses is an agent that sees none, in a container without the host's pid namespace.
+func TestResolverWithoutProcesses(t *testing.T) {
+	inTime(t, nil, func(r *rig) {
+		listBridge(r)
+		r.kernel.host = &host{resolvers: addrsOf("127.0.0.53")}
+	}, func(r *rig) {
+		created := box(7, false, "xdp.drop=udp")
+		created.NetworkMode = "shop"
+		r.happens(created, docker.ActionCreate)
+		r.attaches(itsEnd(created.ID))
+		r.port(in(near(7), 5), itsMAC)
+		r.after(100 * time.Millisecond)
+		r.released(7, true)
 	})
 }

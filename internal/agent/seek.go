@@ -51,7 +51,7 @@ func (a *agent) lookInside() {
 	var nsids []int
 	var ports []*port
 	for _, p := range a.held {
-		if p.id == "" && p.NsID >= 0 && !p.looked {
+		if (p.id == "" || p.enter) && p.NsID >= 0 && !p.looked {
 			ports, nsids = append(ports, p), append(nsids, p.NsID)
 		}
 	}
@@ -69,7 +69,7 @@ func (a *agent) lookInside() {
 			a.looking = false
 			a.complain(&a.procTrouble, err, "cannot look at the host's processes")
 			for _, p := range ports {
-				p.looked = true
+				p.looked, p.pids = true, found[p.NsID]
 				if p.id == "" {
 					p.id, p.news = a.owner(ids[p.NsID]), true
 				}
@@ -157,9 +157,12 @@ func (a *agent) askAttachments(n docker.Network) {
 }
 
 // match finds the container's end of a port among those of its network: by its address, else by the container's id. An
-// end that was named before the port came may be another's, which had the address until then: there is none among them.
+// end that was named before the port came may be another's, which had the address until then: there is none among them. A
+// container that runs may have taken another's address: its port is nobody else's.
 func (p *port) match(mac net.HardwareAddr) {
-	found := slices.DeleteFunc(slices.Clone(p.ends), func(e docker.Attachment) bool { return mac == nil || !bytes.Equal(e.MAC, mac) })
+	found := slices.DeleteFunc(slices.Clone(p.ends), func(e docker.Attachment) bool {
+		return mac == nil || !bytes.Equal(e.MAC, mac) || p.proved && e.ContainerID != "" && e.ContainerID != p.id
+	})
 	if len(found) != 1 && p.id != "" {
 		found = slices.DeleteFunc(slices.Clone(p.ends), func(e docker.Attachment) bool { return e.ContainerID != p.id })
 	}
@@ -232,8 +235,11 @@ func (a *agent) outlined(answer docker.Container) {
 		a.ask(answer.ID)
 		c = a.containers[answer.ID]
 	}
-	if c.inspected {
-		return
+	c.renamed = false
+	if c.inspected { // its name alone may be news
+		name := answer.Name
+		answer = c.Container
+		answer.Name = name
 	}
 	c.Container, c.outlined = answer, true
 	k := a.around.of(answer)

@@ -222,6 +222,11 @@ func (f *Filter) Attach(ifindex int, w Want) error {
 	if f.stands(ifindex, w) {
 		return nil
 	}
+	return f.attach(ifindex, w, nil)
+}
+
+// attach is Attach, but for the hooks in rest, which come later.
+func (f *Filter) attach(ifindex int, w Want, rest *Rest) error {
 	delete(f.standing, ifindex)
 	if f.held[ifindex] && w.Mode == Native { // a device has either generic or native XDP
 		if err := f.endHold(ifindex); err != nil {
@@ -248,6 +253,9 @@ func (f *Filter) Attach(ifindex int, w Want) error {
 	var added []hookID // at tc
 	for _, hook := range hooks {
 		id := hookID{ifindex, hook}
+		if rest.has(hook) {
+			continue
+		}
 		if !isSlot(hook) && !f.has(id) {
 			added = append(added, id)
 		}
@@ -274,6 +282,9 @@ func (f *Filter) Attach(ifindex int, w Want) error {
 	}
 	if fresh && closed {
 		return setLink(ifindex, netlink.LinkSetUp)
+	}
+	if rest != nil {
+		return nil
 	}
 	f.standing[ifindex] = f.whatStands(ifindex, w)
 	return nil
@@ -541,11 +552,6 @@ func (f *Filter) Filters(ifindex int) bool {
 	}
 	// Of an earlier version, whose maps are not ours.
 	return slices.ContainsFunc(allHooks, func(hook string) bool { return f.links[hookID{ifindex, hook}] != nil })
-}
-
-// Slow reports whether a device has no program at tc. To attach one takes the kernel 8 ms and more at tcx.
-func (f *Filter) Slow(ifindex int) bool {
-	return !f.noTCX && f.links[hookID{ifindex, hookSent}] == nil && f.links[hookID{ifindex, hookReceived}] == nil
 }
 
 // Forget removes what belongs to devices that are gone. Others of those that are named stay as they are.

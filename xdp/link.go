@@ -456,7 +456,7 @@ func (f *Filter) refresh(id hookID, l link.Link, program *ebpf.Program) error {
 	if err != nil {
 		return fmt.Errorf("link of ifindex %d: %w", id.ifindex, err)
 	}
-	if programID(program) != info.Program {
+	if f.programID(program) != info.Program {
 		if err := l.Update(program); err != nil {
 			return fmt.Errorf("update the program of ifindex %d: %w", id.ifindex, err)
 		}
@@ -572,8 +572,9 @@ func (f *Filter) Forget(ifindexes ...int) error {
 	return errors.Join(errs...)
 }
 
-// Sweep removes what belongs to devices that are gone, and frees what has been unused for a while.
-func (f *Filter) Sweep() error {
+// Sweep removes what belongs to devices that are gone, and frees what has been unused for a while. links have been listed since
+// anything else was last asked of f.
+func (f *Filter) Sweep(links Links) error {
 	pinned, err := f.scanPins()
 	errs := []error{err}
 	linked := map[int]bool{}
@@ -597,7 +598,7 @@ func (f *Filter) Sweep() error {
 	}
 	maps.DeleteFunc(f.standing, func(ifindex int, _ standing) bool { return !linked[ifindex] })
 	f.maps.free(time.Now())
-	return errors.Join(append(errs, f.sweepPrograms(), f.maps.states.sweep(), f.neighbors.sweep(), f.repin(), f.relock())...)
+	return errors.Join(append(errs, f.sweepPrograms(), f.maps.states.sweep(), f.neighbors.sweep(links), f.repin(), f.relock())...)
 }
 
 // exists reports whether there is such a device; when the kernel does not say, there is.

@@ -70,7 +70,7 @@ type kernel interface {
 	Both(ifindex int) bool
 	Bound(answered int) error
 	Forget(ifindexes ...int) error
-	Sweep() error
+	Sweep(xdp.Links) error
 	Retire() error
 	Records() (map[string][]byte, error)
 	SaveRecord(id string, text []byte) error
@@ -83,6 +83,13 @@ type namespaces interface {
 	In(path string) ([]xdp.Veth, error)
 	At(ifindex int) (xdp.Veth, bool)
 	With(nsid int) []xdp.Veth
+}
+
+// links are the host's: its veths by namespace, the ports of its bridges, and all of them.
+type links struct {
+	veths namespaces
+	ports []xdp.Port
+	links xdp.Links
 }
 
 // hostProc is where the host's processes are seen, in a container only with the host's pid namespace.
@@ -185,7 +192,7 @@ type agent struct {
 	log          *slog.Logger
 	ready        func() // nil once it was called
 	connect      func(context.Context) (Engine, error)
-	veths        func() (namespaces, []xdp.Port, error)
+	list         func() (links, error)
 	portAt       func(ifindex int) (xdp.Port, bool)
 	peerMAC      func(xdp.Port) net.HardwareAddr
 	hairpin      func(xdp.Port) (bool, error)
@@ -196,7 +203,7 @@ type agent struct {
 	watchRules   func(ctx context.Context, ring func())
 	watchOthers  func(ctx context.Context, ring func())
 	watchConfig  func(ctx context.Context)
-	readHost     func() (*host, error)
+	readHost     func(xdp.Links) (*host, error)
 	readProgram  func(name string) (xdp.Program, error)
 	detachByHand func(ifindex int) error
 	proc         string
@@ -249,7 +256,10 @@ type agent struct {
 func newAgent(k kernel, h holder, o Options) *agent {
 	return &agent{
 		kernel: k, hold: h, log: o.Log, ready: o.Ready, connect: o.Connect, proc: hostProc,
-		veths:       func() (namespaces, []xdp.Port, error) { return xdp.ListVeths() },
+		list: func() (links, error) {
+			all, err := xdp.ListLinks()
+			return links{all.Veths(), all.Ports(), all}, err
+		},
 		portAt:      xdp.PortAt,
 		peerMAC:     xdp.Port.PeerMAC,
 		hairpin:     xdp.Port.Hairpin,
@@ -333,10 +343,10 @@ func (a *agent) loop(ctx context.Context) {
 		}
 		a.beat()
 		for a.reconcile() {
-			a.feed()
+			a.feed(busyDepth)
 			a.beat()
 		}
-		a.feed()
+		a.feed(laneDepth)
 		if a.ready != nil && a.lookedAtEverything() {
 			a.ready()
 			a.ready = nil
@@ -461,24 +471,33 @@ func (a *agent) lookedAtEverything() bool {
 // is recorded, and tried again at the next resync. It listens meanwhile, and says whether there is more to do.
 func (a *agent) reconcile() (again bool) {
 	a.wakeTouched()
-	a.lookAround()
 	// Sweeping takes its time, which a port that is held may not have.
 	sweep := a.sweep && (len(a.held) == 0 || time.Since(a.swept) > 3*resync)
-	if len(a.dirty) == 0 && !a.portsStale && !a.orphans && !sweep {
+	host := a.hostStale && !a.readingHost && a.anybodyAsks()
+	if len(a.dirty) == 0 && !a.portsStale && !a.orphans && !sweep && !host {
 		return false
 	}
-	var veths namespaces // listed when they are needed: there may be a thousand
-	if a.portsStale || a.anyRunning() {
-		var ports []xdp.Port
-		var err error
-		if veths, ports, err = a.veths(); err != nil {
+	var veths namespaces
+	if a.portsStale || sweep || host || a.anyRunning() { // once for all of them: there may be a thousand
+		all, err := a.list()
+		if err != nil {
 			a.log.Error("cannot list the host's links; trying again", "error", err)
 			return false
 		}
-		a.seePorts(ports)
+		veths = all.veths
+		if sweep {
+			a.sweep, a.swept = false, time.Now()
+			if err := a.kernel.Sweep(all.links); err != nil {
+				a.log.Warn("cannot remove what belongs to devices that are gone", "error", err)
+			}
+		}
+		if host {
+			a.lookAround(all.links)
+		}
+		a.seePorts(all.ports)
 		if a.portsStale {
 			a.portsStale = false
-			a.syncPorts(ports)
+			a.syncPorts(all.ports)
 		}
 	}
 	a.around.joiners = a.joiners()
@@ -499,12 +518,6 @@ func (a *agent) reconcile() (again bool) {
 		}
 		a.beat()
 		a.hear()
-	}
-	if sweep {
-		a.sweep, a.swept = false, time.Now()
-		if err := a.kernel.Sweep(); err != nil {
-			a.log.Warn("cannot remove what belongs to devices that are gone", "error", err)
-		}
 	}
 	if a.orphans {
 		a.orphans = false
@@ -680,11 +693,11 @@ func unseen(c docker.Container, before bool) (out []Interface) {
 
 // Veths are the host's ends of the veths of a running container. xdp.ErrOwnNamespace: it has the host's own network.
 func Veths(c docker.Container) ([]xdp.Veth, error) {
-	veths, _, err := xdp.ListVeths()
+	all, err := xdp.ListLinks()
 	if err != nil {
 		return nil, err
 	}
-	found, _, err := vethsOf(c, veths, hostProc)
+	found, _, err := vethsOf(c, all.Veths(), hostProc)
 	return found, err
 }
 

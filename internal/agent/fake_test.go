@@ -247,7 +247,7 @@ func (k *fakeKernel) Forget(ifindexes ...int) error {
 	return nil
 }
 
-func (k *fakeKernel) Sweep() error {
+func (k *fakeKernel) Sweep(xdp.Links) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	maps.DeleteFunc(k.attached, func(ifindex int, _ string) bool { return !k.exists(ifindex) })
@@ -630,10 +630,10 @@ func fakeAgent(k *fakeKernel, o Options) *agent {
 		o.Log = slog.New(slog.NewTextHandler(io.Discard, nil))
 	}
 	a := newAgent(k, k.hold, o)
-	a.veths = func() (namespaces, []xdp.Port, error) {
+	a.list = func() (links, error) {
 		k.mu.Lock()
 		defer k.mu.Unlock()
-		return k, k.hold.list(), k.fail["veths"]
+		return links{veths: k, ports: k.hold.list()}, k.fail["veths"]
 	}
 	a.portAt, a.peerMAC, a.processes, a.listOutlets, a.attachRest = k.hold.at, k.hold.mac, k.hold.processes, k.listOutlets, k.attachRest
 	a.hairpin = func(xdp.Port) (bool, error) {
@@ -643,7 +643,7 @@ func fakeAgent(k *fakeKernel, o Options) *agent {
 	}
 	a.watchRules = func(ctx context.Context, _ func()) { <-ctx.Done() }
 	a.watchOthers = func(ctx context.Context, _ func()) { <-ctx.Done() }
-	a.readHost = func() (*host, error) {
+	a.readHost = func(xdp.Links) (*host, error) {
 		k.mu.Lock()
 		defer k.mu.Unlock()
 		return k.host, k.fail["host"]

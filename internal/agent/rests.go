@@ -13,9 +13,11 @@ import (
 // looks at a container once more when its rest is there.
 
 const (
-	// laneDepth is how many rests are out of the loop's hands, so that the kernel has always the next one to do. Each may keep
-	// a container waiting that comes then.
-	laneDepth = 4
+	// laneDepth is how many rests are out of the loop's hands when it has nothing else to do, so that the kernel has the next ones
+	// while the loop looks at those that are through. busyDepth is how many when there is more to do: each may keep one waiting for
+	// its XDP.
+	laneDepth = 2 * mostFinished
+	busyDepth = 2
 	// mostFinished is how many containers wait for that look, which takes a list of all links, and for each other.
 	mostFinished = 32
 )
@@ -90,15 +92,11 @@ func (a *agent) giveUp(c *container, devices []int) {
 	}
 }
 
-// feed keeps the lane full.
-func (a *agent) feed() {
-	for len(a.waiting) > 0 {
-		select {
-		case a.lane <- a.waiting[0]:
-			a.waiting = a.waiting[1:]
-		default:
-			return
-		}
+// feed fills the lane.
+func (a *agent) feed(depth int) {
+	for len(a.waiting) > 0 && len(a.lane) < depth {
+		a.lane <- a.waiting[0]
+		a.waiting = a.waiting[1:]
 	}
 }
 

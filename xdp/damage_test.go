@@ -114,7 +114,7 @@ func TestDirectoryRemoved(t *testing.T) {
 	bring := func(labels string) {
 		must(t, f.Attach(a.host.Index, Want{Policy: labelled(t, labels), Mode: Generic}))
 		must(t, f.CloseResolver(a.path, a.host.Index, true, true))
-		must(t, f.Sweep())
+		must(t, sweep(f))
 	}
 	bring("xdp.drop=udp")
 	before := linkID(t, f, a.host.Index)

@@ -54,6 +54,7 @@ type Filter struct {
 	ready     readyResolvers
 	// programs are those of the operator's that are loaded.
 	programs map[digest]loadedProgram
+	ids      map[*ebpf.Program]ebpf.ProgramID // of our own
 	// standing is what Attach has left on devices.
 	standing map[int]standing
 	// tcx: the kernel has it, and noTCX: it has none (before 6.6), and clsact takes its place. Neither: nobody has looked.
@@ -115,6 +116,10 @@ func (f *Filter) load() error {
 		return err
 	}
 	f.ready = f.readyResolvers()
+	f.ids = map[*ebpf.Program]ebpf.ProgramID{}
+	for _, p := range []*ebpf.Program{f.objs.VethwallXdp, f.objs.VethwallSent, f.objs.VethwallReceived} {
+		f.ids[p] = programID(p)
+	}
 	f.tcx = f.haveTCX()
 	f.noTCX = !f.tcx
 	return nil
@@ -336,7 +341,7 @@ func eachDevice(dir string, f func(filterDevice)) {
 		if err != nil {
 			continue
 		}
-		_ = readArray(m, func(_ uint32, d filterDevice) {
+		_ = readMap(m, func(_ uint32, d filterDevice) {
 			if d.Ifindex != 0 {
 				f(d)
 			}

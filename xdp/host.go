@@ -11,16 +11,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// HostAddresses asks the kernel for the addresses of this network namespace and for the prefixes that it reaches
+// HostAddresses asks the kernel for the addresses of this network namespace, whose links are given, and for the prefixes that it reaches
 // without a router: those of its addresses and of its routes without a gateway. Both are sorted.
 //
 // The link-local address of a bridge's port is not among them: nobody reaches it, and each container brings one
-// along. Nor is what a tunnel carries on-link, because a route into one has no gateway wherever it leads.
-func HostAddresses() (addrs []netip.Addr, onLink []netip.Prefix, err error) {
-	links, err := listLinks()
-	if err != nil {
-		return nil, nil, fmt.Errorf("list links: %w", err)
-	}
+// along. Nor is that of a link that has come since, of which there is a message. Nor is what a tunnel carries on-link, because a route into one has no gateway wherever it leads.
+func HostAddresses(links Links) (addrs []netip.Addr, onLink []netip.Prefix, err error) {
 	found, err := uninterrupted(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, netlink.FAMILY_ALL) })
 	if err != nil {
 		return nil, nil, fmt.Errorf("list addresses: %w", err)
@@ -39,7 +35,7 @@ func HostAddresses() (addrs []netip.Addr, onLink []netip.Prefix, err error) {
 	}
 	for _, f := range found {
 		p := prefixOf(f.IPNet)
-		if !p.IsValid() || ports[f.LinkIndex] && p.Addr().IsLinkLocalUnicast() {
+		if _, listed := flags[f.LinkIndex]; !p.IsValid() || !listed || ports[f.LinkIndex] && p.Addr().IsLinkLocalUnicast() {
 			continue
 		}
 		addrs = append(addrs, p.Addr())

@@ -60,7 +60,9 @@ func TestHostAddresses(t *testing.T) {
 	} {
 		must(t, netlink.RouteAdd(r))
 	}
-	addrs, onLink, err := HostAddresses()
+	links, err := ListLinks()
+	must(t, err)
+	addrs, onLink, err := HostAddresses(links)
 	must(t, err)
 	for a, want := range map[string]bool{"127.0.0.1": true, "::1": true, "192.0.2.1": true, "2001:db8::1": true, "198.51.100.1": true, "fe80::1": true,
 		"10.0.0.1": true, "fe80::5": false, "192.0.2.2": false} {
@@ -145,7 +147,7 @@ func TestWatchHost(t *testing.T) {
 
 	bridge := setUp(t, &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "br0"}})
 	hear("a bridge", of(bridge, func(c Change) bool { return c.Host && !c.Port && c.NsID < 0 && !c.Gone }))
-	veths, _, err := ListVeths()
+	veths, err := listVeths()
 	must(t, err)
 	mine, err := veths.In(n.path)
 	must(t, err)

@@ -187,7 +187,7 @@ func TestNumbersOfAnother(t *testing.T) {
 			t.Fatalf("forged: %+v", forged.Attrs())
 		}
 	})
-	all, _, err := ListVeths()
+	all, err := listVeths()
 	must(t, err)
 	for name, want := range map[string]struct {
 		ns   netns.NsHandle
@@ -283,7 +283,7 @@ func TestEth0IsTakenAway(t *testing.T) {
 	})
 	at.container = nested
 	shows("moved")
-	all, _, err := ListVeths()
+	all, err := listVeths()
 	must(t, err)
 	in, err := all.In(n.path)
 	must(t, err)
@@ -296,8 +296,8 @@ func TestEth0IsTakenAway(t *testing.T) {
 		must(t, err)
 		must(t, netlink.LinkDel(l))
 	})
-	must(t, f.Sweep())
-	if all, _, err = ListVeths(); err != nil {
+	must(t, sweep(f))
+	if all, err = listVeths(); err != nil {
 		t.Fatal(err)
 	}
 	if _, there := all.At(n.host.Index); there || len(filtered(f)) > 0 || len(pins(t, dir)) > 0 {

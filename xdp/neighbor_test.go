@@ -228,7 +228,7 @@ func TestNeighbors(t *testing.T) {
 		r.introduce(r.forger, forger4, forger6)
 		must(t, r.f.Introduce(r.bridge, r.host.Index, addresses(own4, own6), false))
 		must(t, r.f.Introduce(r.bridge, r.bridge, addresses(gateway4), false))
-		must(t, r.f.Sweep())
+		must(t, sweep(r.f))
 		r.check(c)
 	}
 }
@@ -281,7 +281,7 @@ func TestRoutesBack(t *testing.T) {
 	r.introduce(r.peer, peer4)
 	r.introduce(r.forger, forger4)
 	must(t, r.f.Introduce(r.bridge, r.bridge, addresses(gateway4), false))
-	must(t, r.f.Sweep())
+	must(t, sweep(r.f))
 	routed := from(forgerMAC, policytest.With(udpFrom(peer4, own4), 0, bridgeMAC[:]...))[0]
 	checksum(routed[14:34])
 	for _, does := range []bool{false, true, false} {
@@ -342,7 +342,7 @@ func TestNewNeighbors(t *testing.T) {
 	must(t, err)
 	must(t, netlink.LinkDel(l))
 	wants("once he is gone", r.forger, false)
-	must(t, r.f.Sweep())
+	must(t, sweep(r.f))
 	wants("once that is known", r.forger, false)
 	second := r.port("second")
 	wants("from who comes after, before it is known", second, true)
@@ -356,7 +356,7 @@ func TestNewNeighbors(t *testing.T) {
 	br, err := netlink.LinkByIndex(r.bridge)
 	must(t, err)
 	must(t, netlink.LinkDel(br))
-	must(t, r.f.Sweep())
+	must(t, sweep(r.f))
 	if n := len(r.f.neighbors.entries); n > 0 {
 		t.Errorf("%d entries of a bridge that is gone", n)
 	}

@@ -97,14 +97,10 @@ func (n *neighbors) forgetGone() {
 }
 
 // sweep notes which ports are gone. Their addresses are nobody's until another port comes with them; those of bridges that
-// are gone are forgotten. Of what is no port it notes that nobody's addresses come in by it.
-func (n *neighbors) sweep() error {
+// are gone are forgotten. links are those of now. Of what is no port it notes that nobody's addresses come in by it.
+func (n *neighbors) sweep(links Links) error {
 	if len(n.entries) == 0 {
 		return nil
-	}
-	links, err := listLinks()
-	if err != nil {
-		return fmt.Errorf("list links: %w", err)
 	}
 	there := map[uint32]bool{0: true}
 	var errs []error

@@ -87,6 +87,14 @@ func (f *Filter) sweepPrograms() error {
 	return err
 }
 
+// programID is programID, which takes several questions to the kernel, of one that is most often ours.
+func (f *Filter) programID(p *ebpf.Program) ebpf.ProgramID {
+	if id := f.ids[p]; id != 0 {
+		return id
+	}
+	return programID(p)
+}
+
 // programID is 0 where the kernel does not say.
 func programID(p *ebpf.Program) ebpf.ProgramID {
 	info, err := p.Info()

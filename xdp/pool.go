@@ -33,7 +33,7 @@ func newPool(objs *filterObjects) (*pool, error) {
 		objs: objs, devices: map[int]filterDevice{}, policies: map[uint16]filterPolicy{}, byDigest: map[[32]byte]uint16{}, unused: map[uint16]time.Time{},
 		identities: map[uint16]filterIdentity{}, bridges: map[uint16]uint32{},
 	}
-	err := readArray(objs.Devices, func(_ uint32, d filterDevice) {
+	err := readMap(objs.Devices, func(_ uint32, d filterDevice) {
 		if d.Ifindex != 0 {
 			p.devices[int(d.Ifindex)] = d
 		}
@@ -50,7 +50,7 @@ func newPool(objs *filterObjects) (*pool, error) {
 	if err := it.Err(); err != nil {
 		return nil, fmt.Errorf("read map device_overflow: %w", err)
 	}
-	err = readArray(objs.Policies, func(id uint32, pol filterPolicy) {
+	err = readMap(objs.Policies, func(id uint32, pol filterPolicy) {
 		if id > 0 && pol.NumNodes > 0 {
 			p.policies[uint16(id)], p.byDigest[pol.Digest] = pol, uint16(id)
 		}
@@ -58,7 +58,7 @@ func newPool(objs *filterObjects) (*pool, error) {
 	if err != nil {
 		return nil, err
 	}
-	err = readArray(objs.Identities, func(block uint32, id filterIdentity) {
+	err = readMap(objs.Identities, func(block uint32, id filterIdentity) {
 		if id != (filterIdentity{}) {
 			p.identities[uint16(block)] = id
 		}
@@ -66,7 +66,7 @@ func newPool(objs *filterObjects) (*pool, error) {
 	if err != nil {
 		return nil, err
 	}
-	err = readArray(objs.Bridges, func(block uint32, bridge uint32) {
+	err = readMap(objs.Bridges, func(block uint32, bridge uint32) {
 		if bridge != 0 {
 			p.bridges[uint16(block)] = bridge
 		}
@@ -87,10 +87,10 @@ func newPool(objs *filterObjects) (*pool, error) {
 	return p, err
 }
 
-// readArray calls f for every element of an array map.
-func readArray[T any](m *ebpf.Map, f func(uint32, T)) error {
+// readMap calls f for every element of an array or a hash.
+func readMap[K, V any](m *ebpf.Map, f func(K, V)) error {
 	const batch = 1024
-	keys, values := make([]uint32, batch), make([]T, batch)
+	keys, values := make([]K, batch), make([]V, batch)
 	var cursor ebpf.MapBatchCursor
 	for {
 		n, err := m.BatchLookup(&cursor, keys, values, nil)

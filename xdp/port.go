@@ -25,11 +25,12 @@ type Port struct {
 
 // ListPorts asks the kernel for all ports of bridges.
 func ListPorts() ([]Port, error) {
-	_, ports, err := ListVeths()
-	return ports, err
+	links, err := ListLinks()
+	return links.Ports(), err
 }
 
-func portsAmong(links []hostLink) (out []Port) {
+// Ports are those of bridges.
+func (links Links) Ports() (out []Port) {
 	bridges := map[int]string{}
 	for _, l := range links {
 		if l.kind == "bridge" {

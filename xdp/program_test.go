@@ -219,10 +219,10 @@ func TestProgramChanges(t *testing.T) {
 	n.wantUDP(false, "closed")
 
 	must(t, f.Attach(n.host.Index, Want{Policy: tcp, Program: udp}))
-	must(t, f.Sweep())
+	must(t, sweep(f))
 	must(t, f.Detach(n.host.Index))
 	n.wantHooks(dir, "detached")
-	must(t, f.Sweep())
+	must(t, sweep(f))
 	if left, _ := filepath.Glob(filepath.Join(dir, "programs", "*")); len(left) > 0 || len(f.programs) > 0 {
 		t.Errorf("left of programs that no device has: %v, %v", left, f.programs)
 	}
@@ -330,7 +330,7 @@ func TestProgramOutlivesItsProcess(t *testing.T) {
 
 	f = open(t, dir)
 	defer f.Close()
-	must(t, f.Sweep()) // what is not yet asked for is in use all the same
+	must(t, sweep(f)) // what is not yet asked for is in use all the same
 	must(t, f.Attach(n.host.Index, want("udp")))
 	if l, p := slotLink(t, f, n.host.Index, hookProgram); l != firstLink || p != firstProgram {
 		t.Errorf("link %d and program %d became %d and %d", firstLink, firstProgram, l, p)
@@ -349,7 +349,7 @@ func TestProgramOutlivesItsProcess(t *testing.T) {
 		t.Errorf("with another object: link %d and program %d are %d and %d", firstLink, firstProgram, l, p)
 	}
 	n.wantUDPTo("[2001:db8::1]:0", false, "with dropper.o")
-	must(t, f.Sweep())
+	must(t, sweep(f))
 	if _, p := slotLink(t, f, other.Index, hookProgram); p != firstProgram || len(f.programs) != 2 {
 		t.Errorf("the other device has program %d, want %d; %d are loaded", p, firstProgram, len(f.programs))
 	}
@@ -371,7 +371,7 @@ func TestProgramRefused(t *testing.T) {
 		_, err = f.Shut(n.host.Index)
 		must(t, err)
 		n.wantUDP(false, "closed")
-		must(t, f.Sweep())
+		must(t, sweep(f))
 	}
 	must(t, f.Detach(n.host.Index))
 	n.wantUDP(true, "detached")

@@ -90,22 +90,14 @@ func readRecords(m *ebpf.Map) (map[string][]byte, error) {
 // recordParts are the parts of all records, by container id and number.
 func recordParts(m *ebpf.Map) (map[string]map[uint32]filterRecordPart, error) {
 	parts := map[string]map[uint32]filterRecordPart{}
-	var key filterRecordKey
-	var part filterRecordPart
-	for it := m.Iterate(); ; {
-		if !it.Next(&key, &part) {
-			if err := it.Err(); err != nil && !errors.Is(err, ebpf.ErrIterationAborted) {
-				return nil, fmt.Errorf("read records: %w", err)
-			}
-			break
-		}
+	err := readMap(m, func(key filterRecordKey, part filterRecordPart) {
 		id := hex.EncodeToString(key.Container[:])
 		if parts[id] == nil {
 			parts[id] = map[uint32]filterRecordPart{}
 		}
 		parts[id][key.Part] = part
-	}
-	return parts, nil
+	})
+	return parts, err
 }
 
 func joinRecord(parts map[uint32]filterRecordPart) []byte {

@@ -100,11 +100,11 @@ func TestResolver(t *testing.T) {
 		t.Fatalf("pins %v, %v", pins, err)
 	}
 	must(t, os.Remove(pins[0]))
-	must(t, f.Sweep())
+	must(t, sweep(f))
 	f.Close()
 	a.want("without an agent, its pin removed before", false, false)
 	f = open(t, dir)
-	must(t, f.Sweep())
+	must(t, sweep(f))
 	a.want("adopted", false, false)
 	for _, d := range filtered(f) {
 		if d != a.host.Index {

@@ -24,12 +24,8 @@ type Veths map[int][]Veth
 // ErrOwnNamespace is returned for a container that lives in the host's network namespace: no device is its own.
 var ErrOwnNamespace = errors.New("lives in the host's own network namespace")
 
-// ListVeths asks the kernel for all veths whose peers are in other namespaces, and for all ports of bridges.
-func ListVeths() (Veths, []Port, error) {
-	links, err := listLinks()
-	if err != nil {
-		return nil, nil, fmt.Errorf("list links: %w", err)
-	}
+// Veths are those whose peers are in other namespaces.
+func (links Links) Veths() Veths {
 	names := map[int]string{}
 	for _, l := range links {
 		names[l.index] = l.name
@@ -40,7 +36,7 @@ func ListVeths() (Veths, []Port, error) {
 			out[l.nsid] = append(out[l.nsid], Veth{Index: l.index, Name: l.name, Bridge: names[l.master], NsID: l.nsid})
 		}
 	}
-	return out, portsAmong(links), nil
+	return out
 }
 
 // At is the veth with a number, wherever its other end is by now; false where there is none.

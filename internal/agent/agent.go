@@ -56,6 +56,8 @@ type Engine interface {
 // kernel is what the agent asks of the data plane; *xdp.Filter is one.
 type kernel interface {
 	Attach(ifindex int, w xdp.Want) error
+	Begin(ifindex int, w xdp.Want) (*xdp.Rest, error)
+	Take(*xdp.Rest) error
 	Shut(ifindex int) (byFilter bool, err error)
 	Detach(ifindex int) error
 	Unseen(ifindex int) uint64
@@ -65,12 +67,11 @@ type kernel interface {
 	CloseResolver(path string, ifindex int, udp, tcp bool) error
 	PrepareResolver()
 	Filters(ifindex int) bool
-	Slow(ifindex int) bool
 	ByHand(ifindex int) bool
 	Both(ifindex int) bool
 	Bound(answered int) error
 	Forget(ifindexes ...int) error
-	Sweep() error
+	Sweep(xdp.Links) error
 	Retire() error
 	Records() (map[string][]byte, error)
 	SaveRecord(id string, text []byte) error
@@ -83,6 +84,13 @@ type namespaces interface {
 	In(path string) ([]xdp.Veth, error)
 	At(ifindex int) (xdp.Veth, bool)
 	With(nsid int) []xdp.Veth
+}
+
+// links are the host's: its veths by namespace, the ports of its bridges, and all of them.
+type links struct {
+	veths namespaces
+	ports []xdp.Port
+	links xdp.Links
 }
 
 // hostProc is where the host's processes are seen, in a container only with the host's pid namespace.
@@ -168,9 +176,10 @@ type container struct {
 	resolver resolverState
 	object   object
 	stay     stay
-	devices  []int  // its veths, as far as they have been filtered
-	nsid     int    // the id of its namespace, -1 while no veth leads there
-	path     string // of the namespace that was last found to be its own, "" if that need not hold any more
+	rests    map[int]*leftover // by ifindex
+	devices  []int             // its veths, as far as they have been filtered
+	nsid     int               // the id of its namespace, -1 while no veth leads there
+	path     string            // of the namespace that was last found to be its own, "" if that need not hold any more
 	// uninvited are veths that Docker has not made, by ifindex, since when.
 	uninvited   map[int]time.Time
 	outlets     outlets
@@ -185,17 +194,18 @@ type agent struct {
 	log          *slog.Logger
 	ready        func() // nil once it was called
 	connect      func(context.Context) (Engine, error)
-	veths        func() (namespaces, []xdp.Port, error)
+	list         func() (links, error)
 	portAt       func(ifindex int) (xdp.Port, bool)
 	peerMAC      func(xdp.Port) net.HardwareAddr
 	hairpin      func(xdp.Port) (bool, error)
 	processes    func(proc string, nsids []int) (map[int][]int, error)
 	listOutlets  func(path string) ([]xdp.Outlet, error)
+	attachRest   func(*xdp.Rest) error
 	watchHost    func(ctx context.Context, lost func(), changed func(xdp.Change))
 	watchRules   func(ctx context.Context, ring func())
 	watchOthers  func(ctx context.Context, ring func())
 	watchConfig  func(ctx context.Context)
-	readHost     func() (*host, error)
+	readHost     func(xdp.Links) (*host, error)
 	readProgram  func(name string) (xdp.Program, error)
 	detachByHand func(ifindex int) error
 	proc         string
@@ -233,6 +243,12 @@ type agent struct {
 	asked           map[int]bool
 	neighborTrouble string // as hostTrouble
 
+	// What is attached beside the loop: what waits for a place in the lane, how many there are with those in it, and whose
+	// containers are to be looked at.
+	waiting, finished []*leftover
+	underWay          int
+	lane              chan *leftover
+
 	ctx    context.Context // ends with the agent
 	news   chan func()
 	bell   chan struct{}
@@ -244,12 +260,16 @@ type agent struct {
 func newAgent(k kernel, h holder, o Options) *agent {
 	return &agent{
 		kernel: k, hold: h, log: o.Log, ready: o.Ready, connect: o.Connect, proc: hostProc,
-		veths:       func() (namespaces, []xdp.Port, error) { return xdp.ListVeths() },
+		list: func() (links, error) {
+			all, err := xdp.ListLinks()
+			return links{all.Veths(), all.Ports(), all}, err
+		},
 		portAt:      xdp.PortAt,
 		peerMAC:     xdp.Port.PeerMAC,
 		hairpin:     xdp.Port.Hairpin,
 		processes:   xdp.Processes,
 		listOutlets: xdp.Outlets,
+		attachRest:  (*xdp.Rest).Attach,
 		readHost:    readHost,
 		readProgram: func(name string) (xdp.Program, error) { return xdp.ReadProgram(o.Programs, name) },
 		watchConfig: func(context.Context) {},
@@ -262,7 +282,7 @@ func newAgent(k kernel, h holder, o Options) *agent {
 		containers:   map[string]*container{}, records: map[string]string{}, dirty: map[string]bool{}, touched: newTouched(), compiled: map[string][]compiled{}, hostStale: true,
 		plain: map[string]bool{}, held: map[int]*port{}, attaching: map[string]bool{}, outlining: map[string]bool{},
 		ports: map[int]xdp.Port{}, nameless: map[int]time.Time{}, guarded: map[string]bool{}, asked: map[int]bool{},
-		news: make(chan func(), 64), slots: make(chan struct{}, inspectors), bell: make(chan struct{}, 1), ended: make(chan struct{}),
+		lane: make(chan *leftover, laneDepth), news: make(chan func(), 64), slots: make(chan struct{}, inspectors), bell: make(chan struct{}, 1), ended: make(chan struct{}),
 	}
 }
 
@@ -273,6 +293,7 @@ func (a *agent) run(ctx context.Context, first Engine) {
 	a.adopt()
 	a.sayHold()
 	a.beside.Go(func() { a.sessions(ctx, first) })
+	a.beside.Go(func() { a.attachRests(ctx) })
 	a.beside.Go(func() {
 		a.watchHost(ctx, a.doorbell, func(c xdp.Change) { a.tell(func() { a.changed(c) }) })
 	})
@@ -313,6 +334,7 @@ func (a *agent) loop(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case f := <-a.news:
+			a.beat() // before anything is done for ports that are not held any more
 			f()
 			a.hear()
 		case <-a.bell:
@@ -325,8 +347,10 @@ func (a *agent) loop(ctx context.Context) {
 		}
 		a.beat()
 		for a.reconcile() {
+			a.feed(busyDepth)
 			a.beat()
 		}
+		a.feed(laneDepth)
 		if a.ready != nil && a.lookedAtEverything() {
 			a.ready()
 			a.ready = nil
@@ -436,7 +460,7 @@ func newTouched() touched {
 // lookedAtEverything says whether Docker has listed its containers and answered for each that asks for a filter, and
 // the kernel has been brought in line with the answers.
 func (a *agent) lookedAtEverything() bool {
-	if a.session == nil || !a.session.listed || len(a.dirty) > 0 {
+	if a.session == nil || !a.session.listed || len(a.dirty) > 0 || a.underWay > 0 {
 		return false
 	}
 	for _, c := range a.containers {
@@ -449,44 +473,44 @@ func (a *agent) lookedAtEverything() bool {
 
 // reconcile brings every container that something may have happened to in line. The failure of one is its own: it
 // is recorded, and tried again at the next resync. It listens meanwhile, and says whether there is more to do.
-//
-// Those come first whose filter is there or takes no hook that the kernel attaches in milliseconds. When one of these
-// has become dirty the others wait.
 func (a *agent) reconcile() (again bool) {
 	a.wakeTouched()
-	a.lookAround()
 	// Sweeping takes its time, which a port that is held may not have.
 	sweep := a.sweep && (len(a.held) == 0 || time.Since(a.swept) > 3*resync)
-	if len(a.dirty) == 0 && !a.portsStale && !a.orphans && !sweep {
+	host := a.hostStale && !a.readingHost && a.anybodyAsks()
+	if len(a.dirty) == 0 && !a.portsStale && !a.orphans && !sweep && !host {
 		return false
 	}
-	var veths namespaces // listed when they are needed: there may be a thousand
-	if a.portsStale || a.anyRunning() {
-		var ports []xdp.Port
-		var err error
-		if veths, ports, err = a.veths(); err != nil {
+	var veths namespaces
+	if a.portsStale || sweep || host || a.anyRunning() { // once for all of them: there may be a thousand
+		all, err := a.list()
+		if err != nil {
 			a.log.Error("cannot list the host's links; trying again", "error", err)
 			return false
 		}
-		a.seePorts(ports)
+		veths = all.veths
+		if sweep {
+			a.sweep, a.swept = false, time.Now()
+			if err := a.kernel.Sweep(all.links); err != nil {
+				a.log.Warn("cannot remove what belongs to devices that are gone", "error", err)
+			}
+		}
+		if host {
+			a.lookAround(all.links)
+		}
+		a.seePorts(all.ports)
 		if a.portsStale {
 			a.portsStale = false
-			a.syncPorts(ports)
+			a.syncPorts(all.ports)
 		}
 	}
 	a.around.joiners = a.joiners()
 	a.settlePorts()
-	quick, slow := a.inOrder()
+	ids := slices.Sorted(maps.Keys(a.dirty))
 	clear(a.dirty)
-	for i, id := range append(quick, slow...) {
+	for _, id := range ids {
 		if a.ctx.Err() != nil {
 			return false
-		}
-		if i >= len(quick) && a.quickWaits() {
-			for _, later := range slow[i-len(quick):] {
-				a.dirty[later] = true
-			}
-			return true
 		}
 		c := a.containers[id]
 		switch {
@@ -499,12 +523,6 @@ func (a *agent) reconcile() (again bool) {
 		a.beat()
 		a.hear()
 	}
-	if sweep {
-		a.sweep, a.swept = false, time.Now()
-		if err := a.kernel.Sweep(); err != nil {
-			a.log.Warn("cannot remove what belongs to devices that are gone", "error", err)
-		}
-	}
 	if a.orphans {
 		a.orphans = false
 		a.forgetOrphans()
@@ -516,39 +534,6 @@ func (a *agent) reconcile() (again bool) {
 func (a *agent) anyRunning() bool {
 	for id := range a.dirty {
 		if c := a.containers[id]; c != nil && c.inspected && c.Running {
-			return true
-		}
-	}
-	return false
-}
-
-// inOrder are the dirty containers, those that are slow to enforce apart.
-func (a *agent) inOrder() (quick, slow []string) {
-	for _, id := range slices.Sorted(maps.Keys(a.dirty)) {
-		if c := a.containers[id]; c != nil && a.slow(c) {
-			slow = append(slow, id)
-		} else {
-			quick = append(quick, id)
-		}
-	}
-	return quick, slow
-}
-
-// slow reports whether the filter of c takes a hook at tc that is not there, as far as that is known.
-func (a *agent) slow(c *container) bool {
-	if !c.asks || !c.Running || shares(c.NetworkMode) {
-		return false
-	}
-	w := c.want
-	atTC := w.tables == nil || w.tables.Receives || w.tables.LimitsSent || w.mode == xdp.TCX || w.both || w.program != ""
-	return atTC && (len(c.devices) == 0 || slices.ContainsFunc(c.devices, a.kernel.Slow))
-}
-
-// quickWaits reports whether a container is dirty that is not slow to enforce.
-func (a *agent) quickWaits() bool {
-	a.wakeTouched()
-	for id := range a.dirty {
-		if c := a.containers[id]; c != nil && c.inspected && !a.slow(c) {
 			return true
 		}
 	}
@@ -605,6 +590,7 @@ func (a *agent) release(c *container, veths namespaces) bool {
 	if c.saved == "" && c.told.ID == "" || shares(c.NetworkMode) {
 		return true
 	}
+	a.giveUp(c, nil)
 	found, path, err := vethsOf(c.Container, veths, a.proc)
 	if errors.Is(err, xdp.ErrOwnNamespace) {
 		return true
@@ -662,6 +648,7 @@ func (a *agent) interfaces(c *container, veths namespaces) (out []Interface, kno
 		c.nsid, c.path = found[0].NsID, path
 	}
 	maps.DeleteFunc(c.late, func(ifindex int, _ uint64) bool { return !slices.Contains(c.devices, ifindex) })
+	a.giveUp(c, c.devices)
 	maps.DeleteFunc(c.uninvited, func(ifindex int, _ time.Time) bool { return !slices.Contains(c.devices, ifindex) })
 	networks := place(c.Networks, found, a.around.bridge)
 	for _, v := range found {
@@ -671,7 +658,7 @@ func (a *agent) interfaces(c *container, veths namespaces) (out []Interface, kno
 		case c.want.waits && filtered:
 			i, err = before, nil // stays in force
 		case c.problem() != "":
-			err = a.shut(&i, c.problem())
+			err = a.close(c, &i, c.problem())
 		default:
 			err = a.attach(c, &i, indexes(found))
 		}
@@ -710,11 +697,11 @@ func unseen(c docker.Container, before bool) (out []Interface) {
 
 // Veths are the host's ends of the veths of a running container. xdp.ErrOwnNamespace: it has the host's own network.
 func Veths(c docker.Container) ([]xdp.Veth, error) {
-	veths, _, err := xdp.ListVeths()
+	all, err := xdp.ListLinks()
 	if err != nil {
 		return nil, err
 	}
-	found, _, err := vethsOf(c, veths, hostProc)
+	found, _, err := vethsOf(c, all.Veths(), hostProc)
 	return found, err
 }
 
@@ -759,10 +746,9 @@ func indexes(veths []xdp.Veth) (out []int) {
 
 // attach puts the policy of c into force on i, or closes it. An error means that neither was possible.
 func (a *agent) attach(c *container, i *Interface, siblings []int) error {
-	known := a.kernel.Filters(i.Ifindex)
 	want := xdp.Want{Policy: c.want.tables, Mode: c.want.mode, BothHooks: c.want.both, Program: c.object.program, Siblings: siblings}
 	if err := a.identify(c, i, &want); err != nil {
-		return a.shut(i, OneLine(err))
+		return a.shut(c, i, OneLine(err))
 	}
 	if want.Bridge != 0 {
 		a.guard(a.ports[i.Ifindex].Bridge)
@@ -771,19 +757,26 @@ func (a *agent) attach(c *container, i *Interface, siblings []int) error {
 		a.log.Warn("a program by hand gives way to xdp.program", "container", c.Name, "id", short(c.ID), "veth", i.Ifname)
 	}
 	unseen, held := a.hold.Unseen(i.Ifindex)
-	if err := a.kernel.Attach(i.Ifindex, want); err != nil {
-		return a.shut(i, OneLine(err))
+	known := a.kernel.Filters(i.Ifindex)
+	r, opened, err := a.begin(c, i.Ifindex, want)
+	if err != nil {
+		return a.shut(c, i, OneLine(err))
 	}
 	i.State, i.Error = a.attached(c, i.Ifindex)
-	if !known && !held {
+	// What has passed is counted when the first program is there that judges what is sent.
+	counts := (!known || opened) && (r == nil || !r.Open)
+	if counts && !held {
 		unseen = a.kernel.Unseen(i.Ifindex)
 	}
-	if !known && unseen > 0 {
+	if counts && unseen > 0 {
 		c.late[i.Ifindex] = unseen
 		a.log.Warn("the container had sent before its filter came", "container", c.Name, "id", short(c.ID), "veth", i.Ifname, "packets", unseen)
 	}
 	if n := c.late[i.Ifindex]; n > 0 {
 		i.State, i.Late = Worst(i.State, Late), n
+	}
+	if r != nil {
+		i.State, i.Error = Pending, underWay
 	}
 	return nil
 }
@@ -799,9 +792,20 @@ func (a *agent) attached(c *container, ifindex int) (State, string) {
 	return Enforced, ""
 }
 
+// close is shut, as far as it can be done at once; the rest of it follows.
+func (a *agent) close(c *container, i *Interface, why string) error {
+	r, _, err := a.begin(c, i.Ifindex, xdp.Want{Policy: xdp.Closed()})
+	if err != nil || r == nil {
+		return a.shut(c, i, why)
+	}
+	i.State, i.Error = Pending, underWay
+	return nil
+}
+
 // shut closes an interface of a container that must be closed. An error means that it is open.
-func (a *agent) shut(i *Interface, why string) error {
+func (a *agent) shut(c *container, i *Interface, why string) error {
 	i.State, i.Error = Quarantined, why
+	a.overtake(c, i.Ifindex)
 	byFilter, err := a.kernel.Shut(i.Ifindex)
 	if err == nil && a.kernel.ByHand(i.Ifindex) {
 		err = a.detachByHand(i.Ifindex) // what root's own program sends by itself no policy closes
@@ -826,6 +830,9 @@ func (a *agent) save(c *container, r Record) {
 	}
 	before := c.told
 	c.told = r
+	if slices.ContainsFunc(r.Interfaces, func(i Interface) bool { return i.Error == underWay }) {
+		return // there is more to tell in a moment
+	}
 	if before.State != r.State || before.Error != r.Error || before.Policy != r.Policy || !slices.Equal(before.Interfaces, r.Interfaces) {
 		a.tellState(c, r)
 	}
@@ -862,6 +869,7 @@ func (a *agent) tellState(c *container, r Record) {
 // forget removes the record of a container that does not run or asks for nothing. Its filters go with its devices.
 func (a *agent) forget(c *container) {
 	c.told = Record{}
+	a.giveUp(c, nil)
 	maps.DeleteFunc(c.late, func(ifindex int, _ uint64) bool { return !a.kernel.Filters(ifindex) })
 	if c.saved == "" {
 		return

@@ -3,7 +3,6 @@ package agent
 import (
 	"fmt"
 	"slices"
-	"strings"
 	"testing"
 	"testing/synctest"
 
@@ -131,40 +130,6 @@ func TestNamespaceIsAskedOnce(t *testing.T) {
 		r.after(resync)
 		if got := asked(); got == before+2 {
 			t.Error("a veth that is not its own any more is taken for its own")
-		}
-	})
-}
-
-// TestSlowComeLast enforces those first for whom the kernel does not take its time.
-func TestSlowComeLast(t *testing.T) {
-	var all []docker.Container
-	for i := range 4 {
-		all = append(all, box(10+i, true, "xdp.drop=udp"), box(20+i, true, "xdp.enable=true"))
-	}
-	inTime(t, all, func(r *rig) {
-		r.kernel.fail["veths"] = fmt.Errorf("not yet") // so that all wait for one round
-	}, func(r *rig) {
-		first := r.calls()
-		again := false
-		r.kernel.set(func() {
-			delete(r.kernel.fail, "veths")
-			r.kernel.called = func(call string) {
-				if strings.HasPrefix(call, "attach 10") && !again { // something happens to one that is fast
-					again = true
-					r.agent.news <- func() { r.agent.changed(xdp.Change{Index: 22, NsID: 22}) }
-				}
-			}
-		})
-		r.ring()
-		want := []int{20, 21, 22, 23, 10, 22, 11, 12, 13}
-		if got := r.looks(first); !slices.Equal(got, want) {
-			t.Errorf("enforced in the order %v, want %v", got, want)
-		}
-		r.kernel.set(func() { r.kernel.called = nil })
-		first = r.calls()
-		r.ring()
-		if got := r.looks(first); !slices.Equal(got, []int{10, 11, 12, 13, 20, 21, 22, 23}) {
-			t.Errorf("looked at what stands in the order %v", got)
 		}
 	})
 }

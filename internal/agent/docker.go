@@ -261,6 +261,7 @@ func (a *agent) ask(id string) {
 // part gives a container up that there is no more. A record that is left is looked after with the next list.
 func (a *agent) part(c *container) {
 	delete(a.containers, c.ID)
+	a.giveUp(c, nil)
 	if c.saved != "" {
 		a.records[c.ID] = c.saved
 	}
@@ -269,7 +270,7 @@ func (a *agent) part(c *container) {
 // meet takes up a container, with what an agent before this one has recorded of it.
 func (a *agent) meet(id string) *container {
 	c := &container{
-		Container: docker.Container{ID: id}, stale: true, nsid: -1, late: map[int]uint64{}, uninvited: map[int]time.Time{}, saved: a.records[id],
+		Container: docker.Container{ID: id}, stale: true, nsid: -1, late: map[int]uint64{}, rests: map[int]*leftover{}, uninvited: map[int]time.Time{}, saved: a.records[id],
 	}
 	delete(a.records, id)
 	if r, err := ParseRecord([]byte(c.saved)); err == nil {

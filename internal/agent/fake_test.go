@@ -48,6 +48,10 @@ type fakeKernel struct {
 	fail       map[string]error          // "attach 7", "shut 7", "save", "veths" -> error
 	calls      []string
 	outlets    map[string][]xdp.Outlet // by path of the namespace
+	slow       map[int]bool            // devices whose filters take the kernel long
+	begun      map[*xdp.Rest]int       // by rest, the device
+	rested     map[int]*xdp.Rest       // by device, what was taken
+	hangRest   chan struct{}           // attaching a rest waits
 	called     func(call string)       // told of each call, with mu held
 	retired    int
 	hold       *fakeHold
@@ -58,6 +62,7 @@ func newFakeKernel() *fakeKernel {
 		namespaces: map[string][]xdp.Veth{}, attached: map[int]string{}, byHand: map[int]bool{}, foreign: map[int]bool{}, unseen: map[int]uint64{},
 		records: map[string][]byte{}, fail: map[string]error{}, host: &host{}, last: map[int]xdp.Want{},
 		neighbors: map[int][]netip.Addr{}, objects: map[string]xdp.Program{}, resolvers: map[string]resolverClosed{}, outlets: map[string][]xdp.Outlet{}, hold: newFakeHold(),
+		slow: map[int]bool{}, begun: map[*xdp.Rest]int{}, rested: map[int]*xdp.Rest{},
 	}
 }
 
@@ -203,10 +208,34 @@ func (k *fakeKernel) Bound(answered int) error {
 	return k.call("bound %d", answered)
 }
 
-func (k *fakeKernel) Slow(ifindex int) bool {
+// Begin leaves a rest for devices in slow that have no filter.
+func (k *fakeKernel) Begin(ifindex int, w xdp.Want) (*xdp.Rest, error) {
+	k.mu.Lock()
+	slow := k.slow[ifindex] && k.rested[ifindex] == nil
+	k.mu.Unlock()
+	if err := k.Attach(ifindex, w); err != nil || !slow {
+		return nil, err
+	}
+	r := &xdp.Rest{Open: w.Mode == xdp.TCX}
+	k.set(func() { k.begun[r] = ifindex; k.attached[ifindex] = "half" })
+	return r, nil
+}
+
+func (k *fakeKernel) attachRest(r *xdp.Rest) error {
+	k.mu.Lock()
+	err, hang := k.call("rest %d", k.begun[r]), k.hangRest
+	k.mu.Unlock()
+	if hang != nil {
+		<-hang
+	}
+	return err
+}
+
+func (k *fakeKernel) Take(r *xdp.Rest) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	return k.attached[ifindex] == ""
+	k.rested[k.begun[r]] = r
+	return k.call("take %d", k.begun[r])
 }
 
 func (k *fakeKernel) Forget(ifindexes ...int) error {
@@ -220,7 +249,7 @@ func (k *fakeKernel) Forget(ifindexes ...int) error {
 	return nil
 }
 
-func (k *fakeKernel) Sweep() error {
+func (k *fakeKernel) Sweep(xdp.Links) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	maps.DeleteFunc(k.attached, func(ifindex int, _ string) bool { return !k.exists(ifindex) })
@@ -603,12 +632,12 @@ func fakeAgent(k *fakeKernel, o Options) *agent {
 		o.Log = slog.New(slog.NewTextHandler(io.Discard, nil))
 	}
 	a := newAgent(k, k.hold, o)
-	a.veths = func() (namespaces, []xdp.Port, error) {
+	a.list = func() (links, error) {
 		k.mu.Lock()
 		defer k.mu.Unlock()
-		return k, k.hold.list(), k.fail["veths"]
+		return links{veths: k, ports: k.hold.list()}, k.fail["veths"]
 	}
-	a.portAt, a.peerMAC, a.processes, a.listOutlets = k.hold.at, k.hold.mac, k.hold.processes, k.listOutlets
+	a.portAt, a.peerMAC, a.processes, a.listOutlets, a.attachRest = k.hold.at, k.hold.mac, k.hold.processes, k.listOutlets, k.attachRest
 	a.hairpin = func(xdp.Port) (bool, error) {
 		k.mu.Lock()
 		defer k.mu.Unlock()
@@ -616,7 +645,7 @@ func fakeAgent(k *fakeKernel, o Options) *agent {
 	}
 	a.watchRules = func(ctx context.Context, _ func()) { <-ctx.Done() }
 	a.watchOthers = func(ctx context.Context, _ func()) { <-ctx.Done() }
-	a.readHost = func() (*host, error) {
+	a.readHost = func(xdp.Links) (*host, error) {
 		k.mu.Lock()
 		defer k.mu.Unlock()
 		return k.host, k.fail["host"]

@@ -142,8 +142,8 @@ const (
 var systemdStub = netip.MustParseAddr("127.0.0.53")
 
 // readHost reads what groups need of the host.
-func readHost() (*host, error) {
-	addrs, onLink, err := xdp.HostAddresses()
+func readHost(links xdp.Links) (*host, error) {
+	addrs, onLink, err := xdp.HostAddresses(links)
 	if err != nil {
 		return nil, err
 	}
@@ -169,19 +169,16 @@ func nameservers(text string) (out []netip.Addr) {
 	return out
 }
 
-// lookAround reads the host anew where a container needs it: beside the loop, except for the first time.
-func (a *agent) lookAround() {
-	if !a.hostStale || a.readingHost || !a.anybodyAsks() {
-		return
-	}
+// lookAround reads the host anew: beside the loop, except for the first time.
+func (a *agent) lookAround(links xdp.Links) {
 	a.hostStale = false
 	if a.around.host == nil {
-		a.learnHost(a.readHost())
+		a.learnHost(a.readHost(links))
 		return
 	}
 	a.readingHost = true
 	a.beside.Go(func() {
-		h, err := a.readHost()
+		h, err := a.readHost(links)
 		a.tell(func() { a.readingHost = false; a.learnHost(h, err) })
 	})
 }
@@ -311,7 +308,11 @@ func GroupsOf(ctx context.Context, e interface {
 	for _, n := range networks {
 		s.networks[n.ID] = n
 	}
-	if s.host, err = readHost(); err != nil {
+	links, err := xdp.ListLinks()
+	if err != nil {
+		return policy.Groups{}, err
+	}
+	if s.host, err = readHost(links); err != nil {
 		return policy.Groups{}, err
 	}
 	k := s.of(c)

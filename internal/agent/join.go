@@ -104,11 +104,11 @@ func (a *agent) forgetStay(c *container) {
 	if c.stay.Sandbox == "" || len(c.devices) > 0 {
 		return
 	}
-	veths, _, err := a.veths()
+	all, err := a.list()
 	if err != nil {
 		return
 	}
-	if _, _, err := vethsOf(c.Container, veths, a.proc); err != nil {
+	if _, _, err := vethsOf(c.Container, all.veths, a.proc); err != nil {
 		c.stay = stay{}
 	}
 }

@@ -192,7 +192,10 @@ func TestVethThatIsMovedAway(t *testing.T) {
 			t.Error("its filter is not looked after any more")
 		}
 		records, _ = r.kernel.Records()
-		r.kernel.set(func() { r.kernel.namespaces[c.SandboxKey] = vethsFor(c) })
+		r.kernel.set(func() {
+			r.kernel.namespaces[c.SandboxKey] = vethsFor(c)
+			delete(r.kernel.namespaces, "elsewhere")
+		})
 		r.after(resync)
 		if got := r.errors(c); got != "" {
 			t.Errorf("back again, it says %q", got)

@@ -168,7 +168,7 @@ func (a *agent) filter(c *container, p *port, network docker.Network) {
 	}
 	var err error
 	if why := c.problem(); why != "" {
-		err = a.shut(&i, why)
+		err = a.shut(c, &i, why)
 	} else {
 		err = a.attach(c, &i, c.devices)
 	}
@@ -276,7 +276,7 @@ func (a *agent) expire(p *port) {
 	}
 	if c := a.containers[p.id]; c != nil && (c.asks || !c.inspected) {
 		i := Interface{Ifname: p.Name, Ifindex: p.Index}
-		if err := a.shut(&i, "what the container wants was not known in time"); err != nil {
+		if err := a.shut(c, &i, "what the container wants was not known in time"); err != nil {
 			a.log.Error(i.Error, "container", c.Name, "id", short(c.ID), "port", p.Name)
 		}
 		a.log.Warn("a new port was held for 5 s and what its container wants is not known: it is closed until that is known",
@@ -300,6 +300,7 @@ func (a *agent) beat() {
 	a.complain(&a.holdTrouble, err, "cannot keep the hold on new ports going")
 	if lapsed {
 		a.log.Warn("the agent was stopped for more than 5 s: what came meanwhile was not held; looking at everything")
+		clear(a.held)
 		a.everythingDirty()
 		a.relist()
 	}

@@ -324,6 +324,10 @@ func TestConnectedWithAnothersMAC(t *testing.T) {
 	c, other := box(10, true, "xdp.drop=all"), box(20, true, "xdp.drop=25/tcp")
 	c.CapAdd = []string{"NET_ADMIN"}
 	inTime(t, []docker.Container{c, other}, listBridge, func(r *rig) {
+		last := func(ifindex int) (w xdp.Want) {
+			r.kernel.set(func() { w = r.kernel.last[ifindex] })
+			return w
+		}
 		two := joined(c, "net")
 		network := docker.Network{ID: two.Networks[1].NetworkID, Name: "net", Driver: "bridge", Bridge: surroundings{}.bridge(two.Networks[1])}
 		mine := docker.Attachment{ContainerID: c.ID, MAC: net.HardwareAddr{2, 0, 0, 0, 0, 1}}
@@ -337,12 +341,12 @@ func TestConnectedWithAnothersMAC(t *testing.T) {
 		r.engine.set(func() { r.engine.attached[network.ID] = []docker.Attachment{itsEnd(other.ID), mine} })
 		for range 100 {
 			r.after(time.Millisecond)
-			if w := r.kernel.last[11]; w.Policy != r.kernel.last[10].Policy || w.MAC.String() == itsMAC.String() {
+			if w := last(11); w.Policy != last(10).Policy || w.MAC.String() == itsMAC.String() {
 				t.Fatalf("the port has another's policy, and MAC %s", w.MAC)
 			}
 		}
 		r.released(11, true)
-		if w := r.kernel.last[11]; w.MAC.String() != mine.MAC.String() {
+		if w := last(11); w.MAC.String() != mine.MAC.String() {
 			t.Errorf("judged by MAC %s", w.MAC)
 		}
 	})

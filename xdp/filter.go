@@ -51,7 +51,6 @@ type Filter struct {
 	loose map[hookID]bool // links that the hold has made, without pins
 	// resolvers are what we have closed since Open, by inode of the namespace.
 	resolvers map[int]resolverClosed
-	ready     readyResolvers
 	// programs are those of the operator's that are loaded.
 	programs map[digest]loadedProgram
 	ids      map[*ebpf.Program]ebpf.ProgramID // of our own
@@ -115,7 +114,6 @@ func (f *Filter) load() error {
 	if err := f.adopt(); err != nil {
 		return err
 	}
-	f.ready = f.readyResolvers()
 	f.ids = map[*ebpf.Program]ebpf.ProgramID{}
 	for _, p := range []*ebpf.Program{f.objs.VethwallXdp, f.objs.VethwallSent, f.objs.VethwallReceived} {
 		f.ids[p] = programID(p)

@@ -19,34 +19,6 @@ const hookResolver = "resolver"
 // loopback is the ifindex of lo in every network namespace (LOOPBACK_IFINDEX in the kernel).
 const loopback = 1
 
-// readyResolvers are programs for namespaces of which no device is known yet: to load one takes the kernel tens of milliseconds, which
-// a container that starts does not have.
-type readyResolvers struct{ udp, tcp, both func() (*ebpf.Program, error) }
-
-// PrepareResolver loads what CloseResolver attaches where no device is known. It may be called beside everything else.
-func (f *Filter) PrepareResolver() {
-	for _, load := range []func() (*ebpf.Program, error){f.ready.both, f.ready.udp, f.ready.tcp} {
-		_, _ = load() // whoever attaches it is told why that cannot be
-	}
-}
-
-func (f *Filter) readyResolvers() readyResolvers {
-	once := func(udp, tcp bool) func() (*ebpf.Program, error) {
-		return sync.OnceValues(func() (*ebpf.Program, error) { return f.loadResolver(resolverClosed{udp: udp, tcp: tcp}) })
-	}
-	return readyResolvers{once(true, false), once(false, true), once(true, true)}
-}
-
-func (r readyResolvers) of(want resolverClosed) (*ebpf.Program, error) {
-	switch {
-	case !want.tcp:
-		return r.udp()
-	case !want.udp:
-		return r.tcp()
-	}
-	return r.both()
-}
-
 // resolverClosed is what a program on lo closes, and under which device it counts.
 type resolverClosed struct {
 	ifindex  int
@@ -55,8 +27,7 @@ type resolverClosed struct {
 }
 
 // CloseResolver drops what the network namespace at path asks the engine's resolver at 127.0.0.11, over UDP, TCP or both; with
-// neither it is open again. It counts as what the device sends, which must have a policy; with 0 for the device, for the short while until that
-// is known, as nobody's. Nobody in the
+// neither it is open again. It counts as what the device sends, which must have a policy. Nobody in the
 // namespace can take it off, and it goes with the namespace. ErrOwnNamespace: path is the host's.
 func (f *Filter) CloseResolver(path string, ifindex int, udp, tcp bool) error {
 	ns, err := os.Open(path)
@@ -101,16 +72,11 @@ func (r *Reader) ResolverIsClosed(path string) bool {
 }
 
 func (f *Filter) closeResolver(ns *os.File, id hookID, l link.Link, want resolverClosed) error {
-	var program *ebpf.Program
-	var err error
-	if want.ifindex == 0 {
-		program, err = f.ready.of(want)
-	} else if program, err = f.loadResolver(want); err == nil {
-		defer program.Close()
-	}
+	program, err := f.loadResolver(want)
 	if err != nil {
 		return err
 	}
+	defer program.Close()
 	if l != nil {
 		return errors.Join(l.Update(program), f.keepPinned(id, l))
 	}
@@ -128,12 +94,16 @@ func (f *Filter) closeResolver(ns *os.File, id hookID, l link.Link, want resolve
 	return nil
 }
 
+// resolverSpec is read once.
+var resolverSpec = sync.OnceValues(loadResolver)
+
 // loadResolver loads the program for one namespace, over the maps that all programs share. The caller closes.
 func (f *Filter) loadResolver(want resolverClosed) (*ebpf.Program, error) {
-	spec, err := loadResolver()
+	spec, err := resolverSpec()
 	if err != nil {
 		return nil, err
 	}
+	spec = spec.Copy()
 	number := map[bool]uint8{true: 1}
 	for name, value := range map[string]any{
 		"whose": uint32(want.ifindex), "whose_counters": want.counters, "closed_udp": number[want.udp], "closed_tcp": number[want.tcp],

@@ -65,7 +65,6 @@ type kernel interface {
 	Introduced(port int) bool
 	RoutesBack(bridge int, does bool) error
 	CloseResolver(path string, ifindex int, udp, tcp bool) error
-	PrepareResolver()
 	Filters(ifindex int) bool
 	ByHand(ifindex int) bool
 	Both(ifindex int) bool
@@ -233,7 +232,6 @@ type agent struct {
 	attaching, outlining     map[string]bool // by id of the network, of the container
 	holdTrouble, procTrouble string          // as hostTrouble
 	resolverTrouble          string          // as hostTrouble
-	resolverPrepared         bool            // what closes a resolver is loaded, or being loaded beside the loop
 
 	// Who is behind the ports of bridges. Bridges in guarded are those by whose ports it is judged who has sent what is
 	// received; of those in asked, by ifindex, it is known whether the host routes back to them.

@@ -132,8 +132,6 @@ func (k *fakeKernel) CloseResolver(path string, _ int, udp, tcp bool) error {
 	return nil
 }
 
-func (k *fakeKernel) PrepareResolver() {}
-
 func (k *fakeKernel) Shut(ifindex int) (bool, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()

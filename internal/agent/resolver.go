@@ -81,10 +81,10 @@ func (a *agent) closeResolverEarly(c *container, p *port) bool {
 			continue
 		}
 		path := filepath.Join(process, "ns/net")
-		err := a.kernel.CloseResolver(path, 0, closed.udp, closed.tcp)
+		err := a.kernel.CloseResolver(path, p.Index, closed.udp, closed.tcp)
 		a.complain(&a.resolverTrouble, err, "cannot close the engine's resolver before a container runs", "container", c.Name, "id", short(c.ID))
 		if err == nil {
-			break // the look at the running container has it count as the container's
+			break
 		}
 	}
 	return true

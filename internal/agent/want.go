@@ -73,12 +73,7 @@ func (a *agent) compile(s policy.Stack, g policy.Groups) (*xdp.Tables, error) {
 
 // wanted is what c asks for; false where it asks for nothing.
 func (a *agent) wanted(c docker.Container, k known) (want, bool) {
-	w, asks := wanted(c, k, a.around.conf, a.compile)
-	if w.resolver != (resolverClosed{}) && len(k.loopback) > 0 && !a.resolverPrepared {
-		a.resolverPrepared = true
-		a.beside.Go(a.kernel.PrepareResolver)
-	}
-	return w, asks
+	return wanted(c, k, a.around.conf, a.compile)
 }
 
 func wanted(c docker.Container, k known, conf config.Config, compile func(policy.Stack, policy.Groups) (*xdp.Tables, error)) (want, bool) {

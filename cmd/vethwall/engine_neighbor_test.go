@@ -247,9 +247,9 @@ func TestNeighborMasquerade(t *testing.T) {
 	s.tr.sinks["published"] = sink{Container: c, v4: c.Addr(s.network, 4), v6: c.Addr(s.network, 6)}
 	awaitFilter(t, s.v, c.Name, 1)
 	s.aim(t, "published")
-	for round := range 3 {
+	for round := range 2 {
 		if round > 0 {
-			time.Sleep(14 * time.Second) // meanwhile the agent looks which devices there are
+			time.Sleep(11 * time.Second) // meanwhile the agent looks which devices there are
 		}
 		for _, to := range []string{net.JoinHostPort(gateway, "5353"), net.JoinHostPort(gateway4, "5353"), net.JoinHostPort(s.to.v4.String(), "53")} {
 			text := fmt.Sprintf("%d to %s", round, to)

@@ -114,7 +114,7 @@ func TestFirstQuery(t *testing.T) {
 		{"wrong", "xdp.drop=upd", false},
 		{"list", "xdp.egress.allow=dns", true},
 	} {
-		for i := range times(2, 20) {
+		for i := range times(1, 20) {
 			name := fmt.Sprintf("%s-%d", tc.name, i)
 			c := v.Create(image, name, labelled(network, tc.label), "resolve", name+".example.")
 			for _, verb := range []string{"start", "restart"} {

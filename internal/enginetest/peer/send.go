@@ -204,7 +204,7 @@ func resolve(args []string) error {
 	if len(args) != 1 {
 		return errUsage
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 1500*time.Millisecond)
 	defer cancel()
 	addrs, err := net.DefaultResolver.LookupHost(ctx, args[0])
 	if err != nil {

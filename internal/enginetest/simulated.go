@@ -1,6 +1,7 @@
 package enginetest
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -34,7 +35,7 @@ type Simulated struct {
 
 	made sync.Mutex // for what follows
 	ends map[int]end
-	next int // a number that no namespace had as a file descriptor
+	next int // a number that no namespace has had as a file descriptor for long
 }
 
 // end is what a simulated container consists of.
@@ -50,7 +51,7 @@ const perBridge = 250
 func Simulate(t testing.TB, room int) *Simulated {
 	t.Helper()
 	Need(t, os.Geteuid() == 0, "root")
-	s := &Simulated{Says: dockertest.New(t), ends: map[int]end{}, next: 1 << 14}
+	s := &Simulated{Says: dockertest.New(t), ends: map[int]end{}, next: firstUnique}
 	var err error
 	if s.host, err = s.namespace(); err != nil {
 		t.Fatal(err)
@@ -72,7 +73,10 @@ func Simulate(t testing.TB, room int) *Simulated {
 // path leads to what a file descriptor of this process is open on, for other processes, too.
 func (s *Simulated) path(fd int) string { return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), fd) }
 
-// namespace makes a network namespace, with a path that no other has had.
+// firstUnique is above all other file descriptors of a test.
+const firstUnique = 1 << 14
+
+// namespace makes a network namespace, with a path that no other has had for long.
 func (s *Simulated) namespace() (netns.NsHandle, error) {
 	fd, err := newNamespace()
 	if err != nil {
@@ -82,6 +86,9 @@ func (s *Simulated) namespace() (netns.NsHandle, error) {
 	s.made.Lock()
 	defer s.made.Unlock()
 	unique, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, s.next)
+	if errors.Is(err, unix.EINVAL) { // more than this process may have open: the first ones have long been closed
+		unique, err = unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, firstUnique)
+	}
 	s.next = unique + 1
 	return netns.NsHandle(unique), err
 }

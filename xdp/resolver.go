@@ -27,7 +27,7 @@ type resolverClosed struct {
 }
 
 // CloseResolver drops what the network namespace at path asks the engine's resolver at 127.0.0.11, over UDP, TCP or both; with
-// neither it is open again. It counts as what the device sends, which must have a policy. Nobody in the
+// neither it is open again. It counts as what the device sends, or as nobody's where that has no policy yet. Nobody in the
 // namespace can take it off, and it goes with the namespace. ErrOwnNamespace: path is the host's.
 func (f *Filter) CloseResolver(path string, ifindex int, udp, tcp bool) error {
 	ns, err := os.Open(path)

@@ -166,6 +166,7 @@ func (a *agent) filter(c *container, p *port, network docker.Network) {
 		a.guarded[network.Bridge] = true
 		a.introduce(network, p.ends)
 	}
+	a.closeResolverEarly(c, p) // first: nothing holds what asks it, and to attach may take long
 	var err error
 	if why := c.problem(); why != "" {
 		err = a.shut(c, &i, why)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -199,17 +200,18 @@ func echoRequest(kind byte, id uint16) []byte {
 	return msg
 }
 
-// resolve prints the addresses that a name has.
-func resolve(args []string) error {
-	if len(args) != 1 {
+// resolve prints the addresses that names have, one after the other.
+func resolve(names []string) error {
+	if len(names) == 0 {
 		return errUsage
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 1500*time.Millisecond)
-	defer cancel()
-	addrs, err := net.DefaultResolver.LookupHost(ctx, args[0])
-	if err != nil {
-		return err
+	var errs []error
+	for _, name := range names {
+		ctx, cancel := context.WithTimeout(context.Background(), 1500*time.Millisecond)
+		addrs, err := net.DefaultResolver.LookupHost(ctx, name)
+		cancel()
+		errs = append(errs, err)
+		fmt.Println(strings.Join(addrs, " "))
 	}
-	fmt.Println(strings.Join(addrs, " "))
-	return nil
+	return errors.Join(errs...)
 }

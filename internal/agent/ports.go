@@ -44,6 +44,7 @@ type port struct {
 	silent   bool                // the network has not said what there is
 	prepared bool                // has hooks, which let pass what the hold does
 	resting  bool                // until it is looked for again
+	attached bool                // something has been to its network since that was asked
 	pause    time.Duration       // how long that is
 	lists    int                 // how many lists of networks there must have been to call its bridge nobody's; 0 before one was asked for
 }
@@ -69,11 +70,11 @@ func (a *agent) arrived(ifindex int) {
 func (a *agent) holds(found xdp.Port) {
 	p := a.held[found.Index]
 	if p == nil {
-		p = &port{pause: soonest}
+		p = &port{pause: calm}
 		a.held[found.Index] = p
 	}
 	if p.live.IsZero() && (found.Carrier || found.NsID >= 0) {
-		p.live = time.Now()
+		p.live, p.pause = time.Now(), soonest
 		a.after(holdLimit, func() { a.expire(p) })
 	}
 	if p.NsID != found.NsID {

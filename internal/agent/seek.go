@@ -16,9 +16,11 @@ import (
 	"github.com/vethwall/vethwall/docker"
 )
 
-// soonest and latest bound the time between two looks for whose a port is. Each pause is twice the one before.
+// soonest and latest bound the time between two looks for whose a port is, and calm is the first while nothing can send by it:
+// a look keeps the engine from what it does for that very start. Each pause is twice the one before.
 const (
 	soonest = 4 * time.Millisecond
+	calm    = 50 * time.Millisecond
 	latest  = 250 * time.Millisecond
 )
 
@@ -38,9 +40,20 @@ func (a *agent) seek(p *port, n docker.Network) {
 	if p.id == "" && p.NsID >= 0 && !p.looked {
 		a.lookInside()
 	}
-	if !p.resting {
+	if !p.resting && (p.attached || !p.live.IsZero() || a.anybodyIsDue()) {
 		a.askAttachments(n)
 	}
+}
+
+// anybodyIsDue reports whether a container that asks for a filter may be about to start. For others it is soon enough to look whose
+// a port is when its network says that somebody was attached, or something can send by it.
+func (a *agent) anybodyIsDue() bool {
+	for _, c := range a.containers {
+		if c.asks && !c.Running {
+			return true
+		}
+	}
+	return false
 }
 
 // lookInside looks for the processes of all ports that are held. One look serves all that came before it.
@@ -131,7 +144,7 @@ func (a *agent) askAttachments(n docker.Network) {
 	var ports []*port
 	for _, p := range a.held {
 		if p.Bridge == n.Bridge {
-			ports = append(ports, p)
+			ports, p.attached = append(ports, p), false
 		}
 	}
 	a.beside.Go(func() {
@@ -189,7 +202,10 @@ func (a *agent) rest(p *port) {
 func (a *agent) wake(networkID string) {
 	for _, p := range a.held {
 		if p.Bridge == a.around.networks[networkID].Bridge {
-			p.resting, p.pause = false, soonest
+			p.resting, p.attached, p.pause = false, true, calm
+			if !p.live.IsZero() {
+				p.pause = soonest
+			}
 			a.settle(p)
 		}
 	}

@@ -14,6 +14,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/vethwall/vethwall/xdp"
 )
 
 // Vethwall is the built program on an engine's host, with a directory of its own on bpffs, so that it
@@ -80,6 +82,9 @@ func install(v *Vethwall) *Vethwall {
 		}
 	}
 	v.Configure("{}")
+	if err := xdp.EnsureBPFFS(bpffs); err != nil {
+		v.t.Fatal(err)
+	}
 	parent, err := os.MkdirTemp(bpffs, Prefix)
 	if err != nil {
 		v.t.Fatal(err)

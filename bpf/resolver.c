@@ -4,11 +4,7 @@
  * resolver is a loopback address of the host, the engine asks it from there, and no veth sees the query.
  */
 
-#include "event.h"
-#include "packet.h"
-
-/* Where Docker's resolver listens, in every namespace that has one. */
-#define RESOLVER 0x7f00000b /* 127.0.0.11 */
+#include "resolver.h"
 
 /* One program for each namespace, because nothing else tells a program on lo whose it is. */
 const volatile __u32 whose; /* ifindex of a veth of the container's */
@@ -16,29 +12,12 @@ const volatile __u16 whose_counters;
 const volatile __u8 closed_udp;
 const volatile __u8 closed_tcp;
 
-static __always_inline int is_closed(const struct packet *p)
-{
-	if (p->family != 4 || p->dst[0] != RESOLVER)
-		return 0;
-	return p->proto == IPPROTO_UDP ? closed_udp : p->proto == IPPROTO_TCP ? closed_tcp : 0;
-}
-
-/* xdp.log=none holds here, too. */
-static __always_inline int is_quiet(void)
-{
-	__u32 id = find_device(whose).policy;
-	struct policy *policy = bpf_map_lookup_elem(&policies, &id);
-
-	return policy && policy->flags & QUIET;
-}
-
 SEC("xdp")
 int vethwall_resolver(struct xdp_md *ctx)
 {
 	void *data = (void *)(long)ctx->data;
 	void *end = (void *)(long)ctx->data_end;
 	struct device device = { .ifindex = whose, .counters = whose_counters };
-	struct verdict v = { .reason = REASON_RESOLVER };
 	struct cursor c = { data, end, data, end - data };
 	struct ethhdr *eth = take(&c, sizeof(*eth));
 	struct packet p = {};
@@ -48,11 +27,9 @@ int vethwall_resolver(struct xdp_md *ctx)
 		return XDP_PASS;
 	p.mac = read_mac(eth->h_source);
 	read_ipv4(&c, &p, READ_FRAME);
-	if (!is_closed(&p))
+	if (!is_closed(&p, closed_udp, closed_tcp))
 		return XDP_PASS;
-	count(&device, EGRESS, v, end - data);
-	if (!is_quiet() && !events_are_closed(device.counters))
-		note_event(&p, &device, NULL, cell_of(v), end - data);
+	refuse(&device, &p, end - data);
 	return XDP_DROP;
 }
 

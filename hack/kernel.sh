@@ -36,6 +36,7 @@ cat >"$image/init" <<EOF
 /bin/busybox --install -s /bin
 mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev
 mount -t tmpfs tmp /tmp; mount -t tmpfs run /run; mount -t bpf bpf /sys/fs/bpf
+mount -t cgroup2 cgroup /sys/fs/cgroup
 for module in $modules; do insmod /lib/\$module.ko; done
 ifconfig lo 127.0.0.1 up
 uname -r

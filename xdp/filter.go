@@ -25,6 +25,7 @@ import (
 
 //go:generate go tool bpf2go -cc clang-16 -strip llvm-strip-16 -target bpfel -go-package xdp -type node -type table -type policy -type device -type counter_block -type record_key -type record_part -type flow_key -type identity -type neighbor_key -type bucket_set -type shared -type event -type global filter ../bpf/vethwall.c -- -O2 -mcpu=v3 -mllvm -disable-block-placement -Wall -Werror -I/usr/include/x86_64-linux-gnu
 //go:generate go tool bpf2go -cc clang-16 -strip llvm-strip-16 -target bpfel -go-package xdp resolver ../bpf/resolver.c -- -O2 -mcpu=v3 -mllvm -disable-block-placement -Wall -Werror -I/usr/include/x86_64-linux-gnu
+//go:generate go tool bpf2go -cc clang-16 -strip llvm-strip-16 -target bpfel -go-package xdp -type asker -type container_id asker ../bpf/asker.c -- -O2 -mcpu=v3 -mllvm -disable-block-placement -Wall -Werror -I/usr/include/x86_64-linux-gnu
 
 // DefaultDir is where everything is pinned unless the user says otherwise.
 const DefaultDir = "/sys/fs/bpf/vethwall"
@@ -51,6 +52,7 @@ type Filter struct {
 	loose map[hookID]bool // links that the hold has made, without pins
 	// resolvers are what we have closed since Open, by inode of the namespace.
 	resolvers map[int]resolverClosed
+	askers    askers
 	// programs are those of the operator's that are loaded.
 	programs map[digest]loadedProgram
 	ids      map[*ebpf.Program]ebpf.ProgramID // of our own
@@ -156,6 +158,7 @@ func (f *Filter) loadInto(spec *ebpf.CollectionSpec) error {
 
 // Close releases what the process holds. Filters stay in force.
 func (f *Filter) Close() {
+	f.askers.close()
 	f.closeLinks()
 	for _, l := range f.programs {
 		_ = l.program.Close()

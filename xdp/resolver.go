@@ -113,14 +113,18 @@ func (f *Filter) loadResolver(want resolverClosed) (*ebpf.Program, error) {
 		}
 	}
 	var objs resolverPrograms
-	shared := map[string]*ebpf.Map{
-		"counters": f.objs.Counters, "events": f.objs.Events, "event_times": f.objs.EventTimes, "globals": f.objs.Globals,
-		"devices": f.objs.Devices, "device_overflow": f.objs.DeviceOverflow, "policies": f.objs.Policies,
-	}
-	if err := spec.LoadAndAssign(&objs, &ebpf.CollectionOptions{MapReplacements: shared}); err != nil {
+	if err := spec.LoadAndAssign(&objs, &ebpf.CollectionOptions{MapReplacements: f.sharedMaps()}); err != nil {
 		return nil, err
 	}
 	return objs.VethwallResolver, nil
+}
+
+// sharedMaps are those that programs beside the filter's own count and report by.
+func (f *Filter) sharedMaps() map[string]*ebpf.Map {
+	return map[string]*ebpf.Map{
+		"counters": f.objs.Counters, "events": f.objs.Events, "event_times": f.objs.EventTimes, "globals": f.objs.Globals,
+		"devices": f.objs.Devices, "device_overflow": f.objs.DeviceOverflow, "policies": f.objs.Policies,
+	}
 }
 
 // inNamespace runs f on a thread of its own in a network namespace. A thread that cannot come back ends.

@@ -65,6 +65,7 @@ type kernel interface {
 	Introduced(port int) bool
 	RoutesBack(bridge int, does bool) error
 	CloseResolver(path string, ifindex int, udp, tcp bool) error
+	CloseResolverTo(id string, ifindex int, udp, tcp bool) error
 	Filters(ifindex int) bool
 	ByHand(ifindex int) bool
 	Both(ifindex int) bool
@@ -232,6 +233,7 @@ type agent struct {
 	attaching, outlining     map[string]bool // by id of the network, of the container
 	holdTrouble, procTrouble string          // as hostTrouble
 	resolverTrouble          string          // as hostTrouble
+	askerTrouble             string          // as hostTrouble
 
 	// Who is behind the ports of bridges. Bridges in guarded are those by whose ports it is judged who has sent what is
 	// received; of those in asked, by ifindex, it is known whether the host routes back to them.
@@ -579,6 +581,7 @@ func (a *agent) rethink(c *container) {
 	if k := a.knownOf(c); !k.equal(c.known) {
 		c.known = k
 		c.want, c.asks = a.wanted(c.Container, k)
+		a.closeResolverTo(c)
 	}
 }
 
@@ -868,6 +871,7 @@ func (a *agent) tellState(c *container, r Record) {
 func (a *agent) forget(c *container) {
 	c.told = Record{}
 	a.giveUp(c, nil)
+	a.closeResolverTo(c) // counted as nobody's from now on
 	maps.DeleteFunc(c.late, func(ifindex int, _ uint64) bool { return !a.kernel.Filters(ifindex) })
 	if c.saved == "" {
 		return

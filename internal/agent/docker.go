@@ -261,6 +261,8 @@ func (a *agent) ask(id string) {
 // part gives a container up that there is no more. A record that is left is looked after with the next list.
 func (a *agent) part(c *container) {
 	delete(a.containers, c.ID)
+	c.asks = false
+	a.closeResolverTo(c)
 	a.giveUp(c, nil)
 	if c.saved != "" {
 		a.records[c.ID] = c.saved
@@ -342,6 +344,7 @@ func (a *agent) learn(c *container, answer docker.Container) {
 		c.path = ""
 	}
 	c.Container, c.inspected, c.stale = answer, true, false
+	a.closeResolverTo(c)
 	a.dirty[c.ID] = true
 	a.lookAtOwner(answer)
 }

@@ -42,6 +42,7 @@ type fakeKernel struct {
 	last       map[int]xdp.Want          // what was attached last
 	objects    map[string]xdp.Program    // the program directory
 	resolvers  map[string]resolverClosed // by path of the namespace
+	askers     map[string]asker          // by id of the container
 	neighbors  map[int][]netip.Addr      // by port, where it is known
 	routesBack bool                      // the host does, to whichever bridge
 	hairpin    bool                      // ports are so configured
@@ -57,11 +58,17 @@ type fakeKernel struct {
 	hold       *fakeHold
 }
 
+// asker is what a container may not ask, and the device by which that counts.
+type asker struct {
+	resolverClosed
+	ifindex int
+}
+
 func newFakeKernel() *fakeKernel {
 	return &fakeKernel{
 		namespaces: map[string][]xdp.Veth{}, attached: map[int]string{}, byHand: map[int]bool{}, foreign: map[int]bool{}, unseen: map[int]uint64{},
 		records: map[string][]byte{}, fail: map[string]error{}, host: &host{}, last: map[int]xdp.Want{},
-		neighbors: map[int][]netip.Addr{}, objects: map[string]xdp.Program{}, resolvers: map[string]resolverClosed{}, outlets: map[string][]xdp.Outlet{}, hold: newFakeHold(),
+		neighbors: map[int][]netip.Addr{}, objects: map[string]xdp.Program{}, resolvers: map[string]resolverClosed{}, askers: map[string]asker{}, outlets: map[string][]xdp.Outlet{}, hold: newFakeHold(),
 		slow: map[int]bool{}, begun: map[*xdp.Rest]int{}, rested: map[int]*xdp.Rest{},
 	}
 }
@@ -130,6 +137,17 @@ func (k *fakeKernel) CloseResolver(path string, _ int, udp, tcp bool) error {
 	}
 	k.resolvers[path] = resolverClosed{udp, tcp}
 	return nil
+}
+
+func (k *fakeKernel) CloseResolverTo(id string, ifindex int, udp, tcp bool) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if !udp && !tcp {
+		delete(k.askers, id)
+		return nil
+	}
+	k.askers[id] = asker{resolverClosed{udp, tcp}, ifindex}
+	return k.fail["asker"]
 }
 
 func (k *fakeKernel) Shut(ifindex int) (bool, error) {

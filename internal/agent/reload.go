@@ -134,6 +134,7 @@ func (a *agent) configure(conf config.Config) {
 		if c.inspected {
 			c.known = a.around.of(c.Container)
 			c.want, c.asks = a.wanted(c.Container, c.known)
+			a.closeResolverTo(c)
 		}
 	}
 	a.everythingDirty()

@@ -43,8 +43,28 @@ func mayAsk(s policy.Stack, proto string, a netip.Addr) bool {
 	return err == nil && (x.Reason == policy.Pass || x.Audited)
 }
 
+// closeResolverTo is closeResolver by the container's id alone, as soon as it is known what it wants: its first query is held, too,
+// and so is what it asks until somebody finds its namespace. It ends with the agent.
+func (a *agent) closeResolverTo(c *container) {
+	closed, ifindex := c.want.resolver, 0
+	switch {
+	case !c.asks || len(c.known.loopback) == 0:
+		closed = resolverClosed{}
+	case c.want.waits && c.Running: // what is in force stays
+		return
+	}
+	if c.Running && len(c.devices) > 0 {
+		ifindex = c.devices[0]
+	}
+	err := a.kernel.CloseResolverTo(c.ID, ifindex, closed.udp, closed.tcp)
+	if closed != (resolverClosed{}) {
+		a.complain(&a.askerTrouble, err, "cannot close the engine's resolver to containers by their cgroups: what one asks at once when it starts may pass")
+	}
+}
+
 // closeResolver puts into force what c may not ask the engine's resolver. What it returns says that a way out is left.
 func (a *agent) closeResolver(c *container, path string, ifindex int) []Interface {
+	a.closeResolverTo(c)
 	want := resolverState{c.want.resolver, path, ifindex}
 	if c.want.waits || c.resolver == want {
 		return nil
@@ -59,8 +79,8 @@ func (a *agent) closeResolver(c *container, path string, ifindex int) []Interfac
 	return nil
 }
 
-// closeResolverEarly closes the engine's resolver to a container before its process runs, where it has to be closed: no hold keeps
-// back what is asked on the namespace's own lo. It is false until that can be done: engines before 28 move a port's other end
+// closeResolverEarly closes the engine's resolver to a container before its process runs, where it has to be closed, so that it stays
+// closed whatever becomes of this agent. It is false until that can be done: engines before 28 move a port's other end
 // into the namespace late. Where it cannot be done at all the look at the running container does it, and says what it cannot.
 func (a *agent) closeResolverEarly(c *container, p *port) bool {
 	closed := c.want.resolver

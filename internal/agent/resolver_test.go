@@ -2,6 +2,7 @@ package agent
 
 import (
 	"errors"
+	"maps"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -102,5 +103,39 @@ func TestResolverWithoutProcesses(t *testing.T) {
 		r.port(in(near(7), 5), itsMAC)
 		r.after(100 * time.Millisecond)
 		r.released(7, true)
+	})
+}
+
+// TestFirstQueryIsClosed follows a container from its creation on: what it asks is closed to its id before it has a namespace.
+func TestFirstQueryIsClosed(t *testing.T) {
+	created, open := box(7, false, "xdp.drop=udp"), box(8, false, "xdp.drop=25/tcp")
+	created.NetworkMode, open.NetworkMode = "shop", "shop"
+	inTime(t, nil, func(r *rig) { r.kernel.host = &host{resolvers: addrsOf("127.0.0.53")} }, func(r *rig) {
+		want := func(when string, want map[string]asker) {
+			t.Helper()
+			r.kernel.set(func() {
+				if !maps.Equal(r.kernel.askers, want) {
+					t.Errorf("%s: %+v, want %+v", when, r.kernel.askers, want)
+				}
+			})
+		}
+		noUDP := resolverClosed{udp: true}
+		r.happens(created, docker.ActionCreate)
+		r.happens(open, docker.ActionCreate)
+		want("created", map[string]asker{created.ID: {noUDP, 0}})
+		r.happens(started(created, 70), docker.ActionStart)
+		want("it runs", map[string]asker{created.ID: {noUDP, 70}})
+		r.happens(created, docker.ActionDie)
+		want("it has ended", map[string]asker{created.ID: {noUDP, 0}})
+		r.kernel.set(func() { r.kernel.host = &host{resolvers: addrsOf("192.0.2.53")} })
+		r.ring()
+		r.after(resync)
+		want("another resolver", map[string]asker{})
+		r.kernel.set(func() { r.kernel.host = &host{resolvers: addrsOf("127.0.0.53")} })
+		r.ring()
+		r.after(resync)
+		want("the first resolver again", map[string]asker{created.ID: {noUDP, 0}})
+		r.happens(created, docker.ActionDestroy)
+		want("destroyed", map[string]asker{})
 	})
 }

@@ -261,4 +261,5 @@ func (a *agent) outlined(answer docker.Container) {
 	k := a.around.of(answer)
 	c.want, c.asks = a.wanted(answer, k)
 	c.known = k.needed(c.want.live)
+	a.closeResolverTo(c)
 }

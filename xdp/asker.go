@@ -1,0 +1,107 @@
+package xdp
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
+)
+
+// askers are the containers that may not ask the engine's resolver, as the program knows them that judges what sockets send. It is
+// there from the first of them on, and ends with this process: what is closed by CloseResolver stays so.
+type askers struct {
+	objs   askerObjects
+	link   link.Link // nil while nobody is closed
+	closed map[string]resolverClosed
+}
+
+// CloseResolverTo is CloseResolver for a container by its id, 64 hexadecimal digits, which may be given before the container
+// has a namespace or a veth, ifindex 0: its very first query is dropped. It goes by the names of cgroups (v2), which have the id in
+// them, docker-ID.scope or ID. An error says that first queries are not held; whether the container's later ones are is for
+// CloseResolver.
+func (f *Filter) CloseResolverTo(id string, ifindex int, udp, tcp bool) error {
+	want := resolverClosed{ifindex: ifindex, udp: udp, tcp: tcp}
+	if ifindex != 0 {
+		want.counters = f.maps.devices[ifindex].Counters
+	}
+	if !udp && !tcp {
+		want = resolverClosed{}
+	}
+	if f.askers.closed[id] == want {
+		return nil
+	}
+	key := askerContainerId{}
+	if len(id) != len(key.Digits) {
+		return fmt.Errorf("container id %q has not %d digits", id, len(key.Digits))
+	}
+	for i, digit := range []byte(id) {
+		key.Digits[i] = int8(digit) // #nosec G115 -- a digit
+	}
+	if want == (resolverClosed{}) {
+		delete(f.askers.closed, id)
+		if err := f.askers.objs.Askers.Delete(key); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return fmt.Errorf("open the resolver to %.12s: %w", id, err)
+		}
+		return nil
+	}
+	if err := f.watchAskers(); err != nil {
+		return fmt.Errorf("close the resolver to %.12s: %w", id, err)
+	}
+	number := map[bool]uint8{true: 1}
+	value := askerAsker{Ifindex: uint32(ifindex), Counters: want.counters, ClosedUdp: number[udp], ClosedTcp: number[tcp]} // #nosec G115 -- an ifindex
+	if err := f.askers.objs.Askers.Put(key, value); err != nil {
+		return fmt.Errorf("close the resolver to %.12s: %w", id, err)
+	}
+	f.askers.closed[id] = want
+	return nil
+}
+
+// watchAskers attaches the program to the root of the host's cgroups.
+func (f *Filter) watchAskers() error {
+	if f.askers.link != nil {
+		return nil
+	}
+	root, err := hostCgroups()
+	if err != nil {
+		return err
+	}
+	spec, err := loadAsker()
+	if err != nil {
+		return err
+	}
+	err = spec.LoadAndAssign(&f.askers.objs, &ebpf.CollectionOptions{MapReplacements: f.sharedMaps()})
+	if err != nil {
+		return err
+	}
+	f.askers.closed = map[string]resolverClosed{}
+	f.askers.link, err = link.AttachCgroup(link.CgroupOptions{Path: root, Attach: ebpf.AttachCGroupInetEgress, Program: f.askers.objs.VethwallAsker})
+	return errors.Join(err, f.askers.objs.VethwallAsker.Close())
+}
+
+func (a *askers) close() {
+	if a.link != nil {
+		_ = a.link.Close()
+	}
+	_ = a.objs.Close()
+}
+
+// hostCgroups is where the root of the host's cgroups (v2) is mounted: for the host's first process, as a container has a root of
+// its own.
+func hostCgroups() (string, error) {
+	const rootInode = 1 // of every kernfs
+	for _, above := range []string{"/proc/1/root", ""} {
+		for _, dir := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/unified"} {
+			path := filepath.Join(above, dir)
+			var fs unix.Statfs_t
+			var stat unix.Stat_t
+			if unix.Statfs(path, &fs) == nil && fs.Type == unix.CGROUP2_SUPER_MAGIC && unix.Stat(path, &stat) == nil && stat.Ino == rootInode {
+				return path, nil
+			}
+		}
+	}
+	return "", fmt.Errorf("the host's cgroups (v2) are not seen: %w", os.ErrNotExist)
+}

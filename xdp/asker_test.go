@@ -1,0 +1,129 @@
+package xdp
+
+import (
+	"bytes"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/vethwall/vethwall/policy"
+)
+
+// askVar names what TestAsk asks, as PROTO ADDRESS.
+const askVar = "VETHWALL_TEST_ASK"
+
+// TestAsk is the process in a container's cgroup that TestCloseResolverTo starts.
+func TestAsk(t *testing.T) {
+	proto, addr, _ := strings.Cut(os.Getenv(askVar), " ")
+	if addr == "" {
+		t.Skip("only for TestCloseResolverTo")
+	}
+	c, err := net.DialTimeout(proto, addr, 2*long)
+	if err != nil {
+		return
+	}
+	_, _ = c.Write([]byte("query"))
+	_ = c.Close()
+}
+
+// asks lets a process in a cgroup and in the container's namespace ask, and says whether that arrives.
+func (a *asker) asks(cgroup, proto, addr string) bool {
+	a.t.Helper()
+	dir, err := os.Open(cgroup)
+	must(a.t, err)
+	defer dir.Close()
+	var out bytes.Buffer
+	a.inContainer(func() {
+		cmd := exec.Command(os.Args[0], "-test.run", "^TestAsk$")
+		cmd.Env = append(os.Environ(), askVar+"="+proto+" "+addr)
+		cmd.Stdout, cmd.Stderr = &out, &out
+		cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(dir.Fd())}
+		if err := cmd.Run(); err != nil {
+			a.t.Fatalf("%v: %s", err, out.Bytes())
+		}
+	})
+	if proto == "tcp" {
+		_ = a.tcp.(*net.TCPListener).SetDeadline(time.Now().Add(long))
+		c, err := a.tcp.Accept()
+		if err == nil {
+			_ = c.Close()
+		}
+		return err == nil
+	}
+	_ = a.udp.SetReadDeadline(time.Now().Add(long))
+	_, _, err = a.udp.ReadFrom(make([]byte, 64))
+	return err == nil
+}
+
+func TestCloseResolverTo(t *testing.T) {
+	a := newAsker(t)
+	root, err := hostCgroups()
+	must(t, err)
+	parent, err := os.MkdirTemp(root, "vethwall-test-")
+	must(t, err)
+	var made []string
+	t.Cleanup(func() {
+		for i := range made {
+			_ = os.Remove(made[len(made)-1-i])
+		}
+		_ = os.Remove(parent)
+	})
+	cgroup := func(path ...string) string {
+		dir := filepath.Join(append([]string{parent}, path...)...)
+		must(t, os.Mkdir(dir, 0o755))
+		made = append(made, dir)
+		return dir
+	}
+	closed, other, plain := strings.Repeat("0123456789abcdef", 4), strings.Repeat("ab", 32), strings.Repeat("cd", 32)
+	scope, bare, nobody := cgroup("docker-"+closed+".scope"), cgroup(other), cgroup(plain)
+	inside := cgroup("docker-"+closed+".scope", "init.scope")
+	deeper := cgroup("docker-"+closed+".scope", "init.scope", plain)
+
+	f := open(t, bpffs(t))
+	defer f.Close()
+	must(t, f.Attach(a.host.Index, Want{Policy: labelled(t, "xdp.drop=udp")}))
+	udp, tcp := a.udp.LocalAddr().String(), a.tcp.Addr().String()
+	want := func(when, cgroup string, u, c bool) {
+		t.Helper()
+		if gu, gc := a.asks(cgroup, "udp", udp), a.asks(cgroup, "tcp", tcp); gu != u || gc != c {
+			t.Errorf("%s, from %s: UDP %t, TCP %t; want %t, %t", when, strings.TrimPrefix(cgroup, parent), gu, gc, u, c)
+		}
+	}
+	want("nothing said", scope, true, true)
+	must(t, f.CloseResolverTo(closed, 0, true, true))
+	must(t, f.CloseResolverTo(other, 0, true, false))
+	for _, dir := range []string{scope, inside, deeper} {
+		want("closed", dir, false, false)
+	}
+	want("UDP closed", bare, false, true)
+	want("others closed", nobody, true, true)
+	if a.asks(scope, "udp", "[::ffff:127.0.0.11]"+udp[strings.LastIndex(udp, ":"):]) {
+		t.Error("asked by an address of IPv6")
+	}
+	must(t, f.CloseResolverTo(closed, a.host.Index, false, true))
+	want("TCP closed", inside, true, false)
+	counts, err := readCounts(f.objs.Counters, f.maps.devices[a.host.Index].Counters)
+	must(t, err)
+	seen := uint64(0)
+	for _, c := range counts {
+		if c.Reason == policy.Resolver {
+			seen += c.Packets
+		}
+	}
+	if seen == 0 {
+		t.Errorf("no query is counted: %+v", counts)
+	}
+	must(t, f.CloseResolverTo(closed, a.host.Index, false, false))
+	want("open again", scope, true, true)
+	want("another stays closed", bare, false, true)
+	f.Close()
+	want("without an agent", bare, true, true)
+	if err := f.CloseResolverTo("short", 0, true, true); err == nil {
+		t.Error("an id that is none is taken")
+	}
+}

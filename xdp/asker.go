@@ -82,6 +82,17 @@ func (f *Filter) watchAskers() error {
 	return errors.Join(err, f.askers.objs.VethwallAsker.Close())
 }
 
+// TryCloseResolverTo says why CloseResolverTo would fail on this host, as far as that can be told without doing it.
+func TryCloseResolverTo() error {
+	if _, err := hostCgroups(); err != nil {
+		return err
+	}
+	if _, err := os.Stat("/sys/kernel/btf/vmlinux"); err != nil {
+		return fmt.Errorf("the kernel does not say how its structures are laid out: %w", err)
+	}
+	return nil
+}
+
 func (a *askers) close() {
 	if a.link != nil {
 		_ = a.link.Close()

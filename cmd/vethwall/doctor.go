@@ -24,6 +24,7 @@ var checks = []check{
 	{"XDP link", checkXDP},
 	{"tcx link", checkTCX},
 	{"first packets", checkHold},
+	{"first queries", checkAskers},
 	{"JIT", checkJIT},
 	{"bpffs", checkBPFFS},
 	{"Docker", checkDocker},

@@ -476,7 +476,7 @@ func (a *agent) lookedAtEverything() bool {
 func (a *agent) reconcile() (again bool) {
 	a.wakeTouched()
 	// Sweeping takes its time, which a port that is held may not have.
-	sweep := a.sweep && (len(a.held) == 0 || time.Since(a.swept) > 3*resync)
+	sweep := a.sweep && (len(a.held) == 0 || time.Since(a.swept) > 2*resync)
 	host := a.hostStale && !a.readingHost && a.anybodyAsks()
 	if len(a.dirty) == 0 && !a.portsStale && !a.orphans && !sweep && !host {
 		return false

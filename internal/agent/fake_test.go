@@ -559,6 +559,9 @@ func (e *fakeEngine) emit(action docker.Action, id string) {
 	if action == docker.ActionCreate {
 		event.Labels = e.containers[id].Labels
 	}
+	if action == docker.ActionConnect && len(e.networks) > 0 {
+		event.NetworkID = e.networks[0].ID
+	}
 	streams := slices.Collect(maps.Keys(e.streams))
 	e.mu.Unlock()
 	for _, s := range streams {

@@ -178,6 +178,40 @@ func TestUnlabelledIsReleasedAtOnce(t *testing.T) {
 	})
 }
 
+// TestAskedAboutOnce starts a container that asks for nothing as engines before 28 do, which are slowed down by each question in
+// the middle of a start; one that asks for a filter is looked for more often.
+func TestAskedAboutOnce(t *testing.T) {
+	for label, most := range map[string]int{"other=label": 1, "xdp.drop=udp": 20} {
+		inTime(t, nil, listBridge, func(r *rig) {
+			created := box(7, false, label)
+			r.happens(created, docker.ActionCreate)
+			asked := func() (n int) {
+				r.engine.set(func() {
+					for _, what := range r.engine.order {
+						if what == "attachments" {
+							n++
+						}
+					}
+				})
+				return n
+			}
+			before := asked()
+			r.port(near(7), nil)
+			r.after(20 * time.Millisecond)
+			r.attaches(itsEnd(created.ID))
+			r.engine.emit(docker.ActionConnect, created.ID)
+			r.after(500 * time.Millisecond)
+			r.released(7, false)
+			r.port(in(near(7), 5), itsMAC)
+			r.after(time.Millisecond)
+			r.released(7, true)
+			if n := asked() - before; n == 0 || n > most || most > 1 && n < 3 {
+				t.Errorf("%s: asked %d times, at most %d", label, n, most)
+			}
+		})
+	}
+}
+
 // TestCreateUnheard has the create event lost: an outline says what the container is.
 func TestCreateUnheard(t *testing.T) {
 	inTime(t, nil, listBridge, func(r *rig) {

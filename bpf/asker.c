@@ -11,7 +11,7 @@
 
 #define CONTAINER_ID 64 /* hexadecimal digits */
 #define SYSTEMD_PREFIX 7 /* of docker-ID.scope */
-#define MAX_CGROUPS 12 /* the container's own, with those that it makes below it */
+#define MAX_CGROUPS 32 /* the container's own, with those that it makes below it */
 
 /* What is read of the kernel's own (linux/cgroup-defs.h, linux/kernfs.h, net/sock.h). */
 struct kernfs_node {

@@ -100,8 +100,8 @@ func (a *askers) close() {
 	_ = a.objs.Close()
 }
 
-// hostCgroups is where the root of the host's cgroups (v2) is mounted: for the host's first process, as a container has a root of
-// its own.
+// hostCgroups is where the root of the host's cgroups v2 is mounted: for the host's first process, as a container has a root of its
+// own. Where v1 is in use beside it runc puts containers into both.
 func hostCgroups() (string, error) {
 	const rootInode = 1 // of every kernfs
 	for _, above := range []string{"/proc/1/root", ""} {
@@ -114,5 +114,5 @@ func hostCgroups() (string, error) {
 			}
 		}
 	}
-	return "", fmt.Errorf("the host's cgroups (v2) are not seen: %w", os.ErrNotExist)
+	return "", errors.New("the root of the host's cgroups v2 is not seen")
 }

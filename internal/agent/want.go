@@ -3,6 +3,7 @@ package agent
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -266,4 +267,23 @@ func OneLine(err error) string {
 		lines = append(lines[:maxErrors], fmt.Sprintf("and %d errors more", more))
 	}
 	return strings.Join(lines, "; ")
+}
+
+func short(id string) string { return id[:min(12, len(id))] }
+
+// worthAsking tells from labels alone whether a container is worth an inspect. One that was filtered by the agent before
+// this one is, because that one may have had another configuration.
+func (a *agent) worthAsking(id string, labels map[string]string) bool {
+	conf := a.around.conf
+	return conf.Floor != nil || len(conf.Policies) > 0 || a.records[id] != "" || asksAtAll(labels)
+}
+
+// asksAtAll tells whether labels ask for a filter. xdp.enable may be the image's, which switches nothing off: only Stack,
+// which knows the image, decides about it.
+func asksAtAll(labels map[string]string) bool {
+	labels = maps.Clone(labels)
+	_, switched := labels["xdp.enable"]
+	delete(labels, "xdp.enable")
+	_, asks, err := policy.Parse(labels)
+	return asks || switched || err != nil
 }

@@ -1,0 +1,229 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/vethwall/vethwall/xdp"
+)
+
+// loop owns the state. Everything that others find out comes to it as a function to call.
+func (a *agent) loop(ctx context.Context) {
+	defer close(a.ended)
+	tick := time.NewTicker(resync)
+	defer tick.Stop()
+	beat := time.NewTicker(heartbeat)
+	defer beat.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case f := <-a.news:
+			a.beat() // before anything is done for ports that are not held any more
+			f()
+			a.hear()
+		case <-a.bell:
+			a.lostMessages()
+		case <-tick.C:
+			clear(a.compiled)
+			a.everythingDirty()
+			a.relist()
+		case <-beat.C:
+		}
+		a.beat()
+		for a.reconcile() {
+			a.feed(busyDepth)
+			a.beat()
+		}
+		a.feed(laneDepth)
+		if a.ready != nil && a.lookedAtEverything() {
+			a.ready()
+			a.ready = nil
+			if err := a.kernel.Retire(); err != nil {
+				a.log.Warn("maps of another version stay", "error", err)
+			}
+		}
+	}
+}
+
+// hear takes in what others have found out meanwhile.
+func (a *agent) hear() {
+	for range len(a.news) {
+		(<-a.news)()
+	}
+}
+
+// doorbell says that anything may have happened to the host's links and addresses.
+func (a *agent) doorbell() {
+	select {
+	case a.bell <- struct{}{}:
+	default: // it has rung already
+	}
+}
+
+// after calls f in the loop some time later.
+func (a *agent) after(d time.Duration, f func()) {
+	time.AfterFunc(d, func() { a.tell(f) })
+}
+
+// tell hands f to the loop; after the loop's end it is lost.
+func (a *agent) tell(f func()) {
+	select {
+	case a.news <- f:
+	case <-a.ended:
+	}
+}
+
+// lostMessages is called where nobody knows what has happened to links.
+func (a *agent) lostMessages() {
+	for _, c := range a.containers {
+		c.path = ""
+	}
+	a.everythingDirty()
+}
+
+func (a *agent) everythingDirty() {
+	for id := range a.containers {
+		a.dirty[id] = true
+	}
+	a.sweep, a.portsStale, a.hostStale = true, true, true
+}
+
+// touched is what link messages have told since the last look: devices, gone ones among them, and namespaces into which
+// veths lead.
+type touched struct{ devices, gone, namespaces map[int]bool }
+
+// changed takes in a message about a link or an address of the host.
+func (a *agent) changed(c xdp.Change) {
+	if c.Host && a.held[c.Unless] == nil && !a.hold.Known(c.Unless) {
+		a.hostStale = true
+	}
+	if c.Index == 0 {
+		return
+	}
+	a.touched.devices[c.Index] = true
+	switch {
+	case c.Gone:
+		a.touched.gone[c.Index] = true
+		delete(a.held, c.Index)
+		delete(a.ports, c.Index)
+	case c.NsID >= 0:
+		a.touched.namespaces[c.NsID] = true
+	}
+	if c.Port && !c.Gone {
+		a.arrived(c.Index)
+	}
+}
+
+// wakeTouched makes those containers dirty whom messages concern: by a device of theirs, by one that leads into their namespace,
+// and, because a namespace has no id before a veth leads there, those of whose it is not known. It forgets devices that are gone.
+func (a *agent) wakeTouched() {
+	t := a.touched
+	if len(t.devices) == 0 {
+		return
+	}
+	for id, c := range a.containers {
+		is := func(ifindex int) bool { return t.devices[ifindex] }
+		if slices.ContainsFunc(c.devices, is) || t.namespaces[c.nsid] || len(t.namespaces) > 0 && c.nsid < 0 && c.Running && !shares(c.NetworkMode) {
+			a.dirty[id], c.path = true, ""
+		}
+	}
+	if len(t.gone) > 0 {
+		gone := slices.Sorted(maps.Keys(t.gone))
+		if err := errors.Join(a.kernel.Forget(gone...), a.hold.Forget(gone...)); err != nil {
+			a.log.Warn("cannot remove what belongs to devices that are gone; trying again", "error", err)
+			a.sweep = true
+		}
+	}
+	a.touched = newTouched()
+}
+
+func newTouched() touched {
+	return touched{devices: map[int]bool{}, gone: map[int]bool{}, namespaces: map[int]bool{}}
+}
+
+// lookedAtEverything says whether Docker has listed its containers and answered for each that asks for a filter, and
+// the kernel has been brought in line with the answers.
+func (a *agent) lookedAtEverything() bool {
+	if a.session == nil || !a.session.listed || len(a.dirty) > 0 || a.underWay > 0 {
+		return false
+	}
+	for _, c := range a.containers {
+		if !c.inspected && a.asking(c) {
+			return false
+		}
+	}
+	return true
+}
+
+// reconcile brings every container that something may have happened to in line. The failure of one is its own: it
+// is recorded, and tried again at the next resync. It listens meanwhile, and says whether there is more to do.
+func (a *agent) reconcile() (again bool) {
+	a.wakeTouched()
+	// Sweeping takes its time, which a port that is held may not have.
+	sweep := a.sweep && (len(a.held) == 0 || time.Since(a.swept) > 2*resync)
+	host := a.hostStale && !a.readingHost && a.anybodyAsks()
+	if len(a.dirty) == 0 && !a.portsStale && !a.orphans && !sweep && !host {
+		return false
+	}
+	var veths namespaces
+	if a.portsStale || sweep || host || a.anyRunning() { // once for all of them: there may be a thousand
+		all, err := a.list()
+		if err != nil {
+			a.log.Error("cannot list the host's links; trying again", "error", err)
+			return false
+		}
+		veths = all.veths
+		if sweep {
+			a.sweep, a.swept = false, time.Now()
+			if err := a.kernel.Sweep(all.links); err != nil {
+				a.log.Warn("cannot remove what belongs to devices that are gone", "error", err)
+			}
+		}
+		if host {
+			a.lookAround(all.links)
+		}
+		a.seePorts(all.ports)
+		if a.portsStale {
+			a.portsStale = false
+			a.syncPorts(all.ports)
+		}
+	}
+	a.around.joiners = a.joiners()
+	a.settlePorts()
+	ids := slices.Sorted(maps.Keys(a.dirty))
+	clear(a.dirty)
+	for _, id := range ids {
+		if a.ctx.Err() != nil {
+			return false
+		}
+		c := a.containers[id]
+		switch {
+		case c == nil || !c.inspected || a.dirty[id]:
+		case c.Running && veths == nil: // it was started meanwhile
+			a.dirty[id] = true
+		default:
+			a.enforce(c, veths)
+		}
+		a.beat()
+		a.hear()
+	}
+	if a.orphans {
+		a.orphans = false
+		a.forgetOrphans()
+	}
+	return len(a.dirty) > 0
+}
+
+// anyRunning reports whether a container is dirty whose veths are looked at.
+func (a *agent) anyRunning() bool {
+	for id := range a.dirty {
+		if c := a.containers[id]; c != nil && c.inspected && c.Running {
+			return true
+		}
+	}
+	return false
+}

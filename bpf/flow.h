@@ -5,10 +5,13 @@
 #include "event.h"
 
 #define SECOND 1000000000ULL
-/* Of flow.closing: a FIN of both sides. */
-#define CLOSED (1 << EGRESS | 1 << INGRESS)
+/* Of flow.closing, by direction: a FIN has passed, a RST. */
+#define FIN(d) (1 << (d))
+#define RST(d) (4 << (d))
 #define UNANSWERED_TIMEOUT (30 * SECOND)
 #define CLOSING_TIMEOUT (30 * SECOND)
+/* Where there is no room: Linux gives a FIN up that nobody acknowledges after some 100 s, and then says no more. */
+#define HALF_CLOSED_TIMEOUT (120 * SECOND)
 #define TCP_TIMEOUT (24 * 3600 * SECOND)
 #define UDP_TIMEOUT (180 * SECOND)
 #define OTHER_TIMEOUT (30 * SECOND)
@@ -74,27 +77,42 @@ static __always_inline void flow_key(const struct packet *p, enum direction d, s
 	}
 }
 
-/* Of a conversation that has been answered. */
+static __always_inline int is_syn(const struct packet *p)
+{
+	return p->proto == IPPROTO_TCP && (p->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
+}
+
+/* Whether both sides have ended it, or one of them at once. */
+static __always_inline int is_over(const struct flow *f)
+{
+	return f->closing & (RST(EGRESS) | RST(INGRESS)) ||
+	       f->closing == (FIN(EGRESS) | FIN(INGRESS));
+}
+
+/* Of a conversation that has been answered, or is forbidden. */
 static __always_inline __u64 idle_time(const struct flow *f, __u8 proto)
 {
-	if (f->closing == CLOSED)
+	if (f->forbidden)
+		return FORBIDDEN_TIMEOUT;
+	if (is_over(f))
 		return CLOSING_TIMEOUT;
 	return proto == IPPROTO_TCP ? TCP_TIMEOUT :
 	       proto == IPPROTO_UDP ? UDP_TIMEOUT :
 				      OTHER_TIMEOUT;
 }
 
+/* Whoever goes on after a RST of his own has not sent it, or not so that it counts. A SYN begins anew. */
 static __always_inline void note_tcp(struct flow *f, const struct packet *p, enum direction d)
 {
-	if (p->tcp_flags & TCP_RST)
-		f->closing = CLOSED;
-	else if (p->tcp_flags & TCP_FIN)
-		f->closing |= 1 << d;
-}
-
-static __always_inline int is_syn(const struct packet *p)
-{
-	return p->proto == IPPROTO_TCP && (p->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
+	if (p->tcp_flags & TCP_RST) {
+		f->closing |= RST(d);
+		return;
+	}
+	f->closing &= ~RST(d);
+	if (p->tcp_flags & TCP_FIN)
+		f->closing |= FIN(d);
+	else if (is_syn(p))
+		f->closing = 0;
 }
 
 static __always_inline int is_midstream(const struct packet *p)
@@ -120,9 +138,7 @@ static __always_inline struct flow *find_flow(void *table, const struct flow_key
 	if (!f)
 		return NULL;
 	if (!is_past(now, f->seen,
-		     is_answered  ? idle_time(f, k->proto) :
-		     f->forbidden ? FORBIDDEN_TIMEOUT :
-				    UNANSWERED_TIMEOUT))
+		     is_answered || f->forbidden ? idle_time(f, k->proto) : UNANSWERED_TIMEOUT))
 		return f;
 	bpf_map_delete_elem(table, k);
 	return NULL;
@@ -177,22 +193,28 @@ static __always_inline int answers(struct flow *f, const struct packet *p, enum 
 	return !f->awaited;
 }
 
+struct reclaiming {
+	__u64 now;
+	__u64 half_closed; /* whether those give way, too */
+};
+
 static long reclaim_flow(void *table, const struct flow_key *k, const struct flow *f,
-			 const __u64 *now)
+			 const struct reclaiming *r)
 {
-	if (is_past(*now, f->seen, idle_time(f, k->proto)))
+	if (is_past(r->now, f->seen, idle_time(f, k->proto)) ||
+	    (r->half_closed && f->closing && is_past(r->now, f->seen, HALF_CLOSED_TIMEOUT)))
 		bpf_map_delete_elem(table, k);
 	return 0;
 }
 
 /*
  * Makes a conversation one of those that were answered. Where there is no room what has been idle for too long is
- * forgotten, once a second at most. An agent does that now and then, but there need not be one.
+ * forgotten, and if that is not enough what one side has closed long ago, once a second at most. An agent does that now and then, but there need not be one.
  */
 static __noinline int keep(const struct flow_key *k, const struct flow *f, __u32 block)
 {
 	struct shared *shared = bpf_map_lookup_elem(&states, &block);
-	__u64 now = f->seen;
+	struct reclaiming r = { f->seen };
 	void *table;
 
 	if (!shared)
@@ -202,10 +224,14 @@ static __noinline int keep(const struct flow_key *k, const struct flow *f, __u32
 		return 0;
 	if (!bpf_map_update_elem(table, k, f, BPF_ANY))
 		return 1;
-	if (!is_past(now, shared->reclaimed, SECOND))
+	if (!is_past(r.now, shared->reclaimed, SECOND))
 		return 0;
-	shared->reclaimed = now;
-	bpf_for_each_map_elem(table, reclaim_flow, &now, 0);
+	shared->reclaimed = r.now;
+	bpf_for_each_map_elem(table, reclaim_flow, &r, 0);
+	if (!bpf_map_update_elem(table, k, f, BPF_ANY))
+		return 1;
+	r.half_closed = 1;
+	bpf_for_each_map_elem(table, reclaim_flow, &r, 0);
 	return !bpf_map_update_elem(table, k, f, BPF_ANY);
 }
 
@@ -259,17 +285,6 @@ __noinline int note_first(const struct policy *policy, const struct packet *p, _
 	return 0;
 }
 
-/* Makes an answered conversation, which the policy forbids, one that takes no room of those. */
-static __noinline int degrade(void *table, const struct flow_key *k, struct flow *f, __u32 block)
-{
-	void *unanswered_ones = table_of(&unanswered, block);
-
-	f->awaited = 0; /* should it be allowed again, any answer is one */
-	if (unanswered_ones)
-		bpf_map_update_elem(unanswered_ones, k, f, BPF_ANY);
-	return bpf_map_delete_elem(table, k);
-}
-
 /*
  * The verdict of a policy with state on a packet, as a cell. block is the counter block of the device, which tells
  * whose state it is.
@@ -310,13 +325,22 @@ __noinline __u32 converse(const struct policy *policy, const struct packet *p, _
 		cell = find_rule(policy, f->opener, f->service, &k);
 	else
 		cell = judge_opening(policy, p, d, &k, f && is_answered);
-	/* On the ports of one that is over, may not go on, or whose opener is a guess, a SYN may open another. */
-	if (f && is_syn(p) && (f->closing == CLOSED || f->guessed || !cell_passes(cell))) {
-		cell = find_rule(policy, d, p->service, &k);
-		if (!cell_passes(cell))
-			return cell;
-		bpf_map_delete_elem(table, &k);
-		f = NULL;
+	/*
+	 * On the ports of one that is over, may not go on, or whose opener is a guess, a SYN may open another. Nor does who
+	 * was asked open one on those of one that goes on.
+	 */
+	if (f && is_syn(p)) {
+		int replaces = is_over(f) || f->guessed || !cell_passes(cell);
+
+		if (replaces || (is_answered && d != f->opener)) {
+			cell = find_rule(policy, d, p->service, &k);
+			if (!cell_passes(cell))
+				return cell;
+		}
+		if (replaces) {
+			bpf_map_delete_elem(table, &k);
+			f = NULL;
+		}
 	}
 	if (!cell_passes(cell)) {
 		/*
@@ -326,8 +350,6 @@ __noinline __u32 converse(const struct policy *policy, const struct packet *p, _
 		if (f && k.proto == IPPROTO_TCP) {
 			f->forbidden = 1;
 			f->seen = now;
-			if (is_answered)
-				degrade(table, &k, f, block);
 		}
 		return cell;
 	}

@@ -198,7 +198,7 @@ struct flow {
 	__u32 service; /* what was judged when it was opened */
 	__u32 generation; /* of the policy that it was judged by */
 	__u8 opener; /* direction of the packet that opened it */
-	__u8 closing; /* 1 << direction of each TCP FIN that has passed; a RST stands for both */
+	__u8 closing; /* 1 << direction of each TCP FIN that has passed, 4 << that of a RST after which nothing has */
 	__u8 guessed; /* it is older than its entry, so that this may not be who opened it */
 	__u8 forbidden; /* TCP that the policy does not let go on */
 	/* What acknowledges the SYN that answers the opener's, host byte order; 0 while there is none. */

@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"maps"
 	"net/netip"
 	"slices"
 	"time"
@@ -14,6 +15,7 @@ const (
 	idleUnanswered = 30 * time.Second
 	idleClosing    = 30 * time.Second
 	idleTCP        = 24 * time.Hour
+	idleHalfClosed = 120 * time.Second // where there is no room
 	idleUDP        = 180 * time.Second
 	idleOther      = 30 * time.Second
 	idleForbidden  = 180 * time.Second
@@ -100,7 +102,8 @@ type conversation struct {
 	under    string  // the policy that judged it last
 	awaited  uint32  // what acknowledges the SYN that answers the opener's, 0 while there is none
 	answered bool    // a packet against the opener's direction has passed, after a SYN one more of the opener
-	ended    [2]bool // by direction: a TCP FIN has passed; a RST stands for both
+	ended    [2]bool // by direction: a TCP FIN has passed
+	reset    [2]bool // by direction: a TCP RST has passed, and nothing else since
 	guessed  bool    // it is older than what is remembered of it, so that this may not be who opened it
 	// forbidden is TCP that the policy does not let go on.
 	forbidden bool
@@ -185,16 +188,24 @@ func (c *Conversations) converse(s Stack, dir Direction, pkt packet, quoted bool
 	default:
 		v = s.judgeOpening(dir, pkt, open != nil && open.answered)
 	}
-	// On the ports of one that is over, may not go on, or whose opener is a guess, a SYN may open another.
-	if open != nil && isSYN(pkt) && (open.isOver() || open.guessed || !v.Passes()) {
-		if v = s.judgeOpening(dir, pkt, false); !v.Passes() {
-			return v
+	// On the ports of one that is over, may not go on, or whose opener is a guess, a SYN may open another. Nor does who was
+	// asked open one on those of one that goes on.
+	if open != nil && isSYN(pkt) {
+		replaces := open.isOver() || open.guessed || !v.Passes()
+		if replaces || open.answered && dir != open.opener {
+			if v = s.judgeOpening(dir, pkt, false); !v.Passes() {
+				return v
+			}
 		}
-		open = nil
+		if replaces {
+			open = nil
+		}
 	}
 	if !v.Passes() {
 		if open != nil && key.proto == protoTCP {
-			open.forbid(now)
+			// It stays known as long as anybody sends: who sends next would else open it anew, as one that is older
+			// than what is remembered, and that may be the other side, which may.
+			open.forbidden, open.seen = true, now
 		}
 		return v
 	}
@@ -210,16 +221,6 @@ func (c *Conversations) converse(s Stack, dir Direction, pkt packet, quoted bool
 	}
 	open.under, open.forbidden = s.text(), false
 	return v
-}
-
-// forbid notes that the policy does not let a TCP conversation go on. It stays known as long as anybody sends: who sends next
-// would else open it anew, as one that is older than what is remembered, and that may be the other side, which may. It takes
-// no room of those that were answered; should it be allowed again, any answer is one.
-func (o *conversation) forbid(now time.Duration) {
-	o.forbidden, o.seen = true, now
-	if o.answered {
-		o.answered, o.awaited = false, 0
-	}
 }
 
 // find returns a conversation that is not forgotten yet, else nil.
@@ -271,8 +272,18 @@ func (c *Conversations) goOn(open *conversation, dir Direction, pkt packet, now 
 	if open.answered || !open.isAnsweredBy(dir, pkt) {
 		return true
 	}
+	if c.numAnswered(now) >= c.maxAnswered() {
+		c.forgetHalfClosed(now)
+	}
 	open.answered = c.numAnswered(now) < c.maxAnswered()
 	return open.answered
+}
+
+// forgetHalfClosed makes room, where there is none: what one side has closed long ago gives way.
+func (c *Conversations) forgetHalfClosed(now time.Duration) {
+	maps.DeleteFunc(c.open, func(_ conversationKey, o *conversation) bool {
+		return o.answered && (o.ended != [2]bool{} || o.reset != [2]bool{}) && now-o.seen >= idleHalfClosed
+	})
 }
 
 func (c *Conversations) maxAnswered() int {
@@ -300,16 +311,21 @@ func isSYN(pkt packet) bool {
 // isMidstream reports whether pkt is TCP that does not open a connection.
 func isMidstream(pkt packet) bool { return pkt.proto == protoTCP && !isSYN(pkt) }
 
-// noteEnd notes that a side of a TCP connection has ended, or by a RST all of it.
+// noteEnd notes that a side of a TCP connection has ended it. Whoever goes on after a RST of his own has not sent it, or not so
+// that it counts. A SYN begins anew.
 func (o *conversation) noteEnd(dir Direction, pkt packet) {
-	if pkt.flags&flagRST != 0 {
-		o.ended = [2]bool{true, true}
-	} else if pkt.flags&flagFIN != 0 {
+	o.reset[dir] = pkt.flags&flagRST != 0
+	switch {
+	case o.reset[dir]:
+	case pkt.flags&flagFIN != 0:
 		o.ended[dir] = true
+	case isSYN(pkt):
+		o.ended, o.reset = [2]bool{}, [2]bool{}
 	}
 }
 
-func (o *conversation) isOver() bool { return o.ended == [2]bool{true, true} }
+// isOver reports whether both sides have ended it, or one of them at once.
+func (o *conversation) isOver() bool { return o.reset != [2]bool{} || o.ended == [2]bool{true, true} }
 
 // judgeOpening judges a packet that belongs to no conversation that is known, or to one whose opener is a guess.
 //

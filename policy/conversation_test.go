@@ -216,6 +216,28 @@ var conversationTests = []struct {
 	{"TCP, reset", "egress.allow=443/tcp ingress.default=drop", []any{
 		say{out, sent(syn), "pass"}, say{in, got(syn | ack), "pass"}, say{in, got(rst), "pass"}, later{30 * time.Second, say{in, got(ack), "default"}},
 	}},
+	{"TCP, a reset after which its sender goes on", "egress.allow=443/tcp ingress.default=drop", []any{
+		say{out, sent(syn), "pass"}, say{in, got(syn | ack), "pass"}, say{out, sent(ack), "pass"}, say{in, got(rst), "pass"}, say{in, got(ack), "pass"},
+		later{30 * time.Second, say{in, got(ack), "pass"}},
+	}},
+	{"TCP, a reset after which the other side goes on", "egress.allow=443/tcp ingress.default=drop", []any{
+		say{out, sent(syn), "pass"}, say{in, got(syn | ack), "pass"}, say{out, sent(ack), "pass"}, say{in, got(rst), "pass"}, say{out, sent(ack), "pass"},
+		later{30 * time.Second, say{in, got(ack), "default"}},
+	}},
+	{"TCP, its ports are used again after one side has closed", "ingress.allow=443/tcp egress.default=drop", []any{
+		say{in, flags(syn, between(in, tcp, 443, 40000)), "pass"}, say{out, flags(syn|ack, between(out, tcp, 443, 40000)), "pass"}, say{in, acknowledging(1, between(in, tcp, 443, 40000)), "pass"},
+		say{out, flags(fin|ack, between(out, tcp, 443, 40000)), "pass"},
+		later{time.Hour, say{in, flags(syn, between(in, tcp, 443, 40000)), "pass"}}, say{out, flags(syn|ack, between(out, tcp, 443, 40000)), "pass"},
+		say{in, flags(fin|ack, between(in, tcp, 443, 40000)), "pass"}, later{time.Minute, say{out, flags(ack, between(out, tcp, 443, 40000)), "pass"}},
+	}},
+	{"who was asked may not open one on the same ports", "egress.allow=443/tcp ingress.default=drop", []any{
+		say{out, sent(syn), "pass"}, say{in, got(syn), "pass"}, // a simultaneous open (RFC 9293 3.5)
+		say{out, sent(syn | ack), "pass"}, say{in, got(syn | ack), "pass"}, say{out, sent(ack), "pass"}, say{in, got(syn), "default"}, say{in, got(ack), "pass"},
+		say{out, sent(fin | ack), "pass"}, later{time.Hour, say{in, got(syn), "default"}}, say{in, got(ack), "pass"}, say{out, sent(syn), "pass"},
+	}},
+	{"who was asked may open one on the same ports", "egress.allow=443/tcp ingress.allow=40000/tcp", []any{
+		say{out, sent(syn), "pass"}, say{in, got(syn | ack), "pass"}, say{out, sent(ack), "pass"}, say{in, got(syn), "pass"}, say{out, sent(ack), "pass"}, say{in, got(ack), "pass"},
+	}},
 	{"a reset is no answer", "egress.allow=443/tcp ingress.default=drop", []any{
 		say{out, sent(syn), "pass"}, say{in, got(rst | ack), "pass"}, later{30 * time.Second, say{in, got(syn | ack), "default"}},
 	}},
@@ -486,6 +508,54 @@ func TestStateful(t *testing.T) {
 	} {
 		if got := labels(t, text).Stateful(); got != want {
 			t.Errorf("%s: got %v, want %v", text, got, want)
+		}
+	}
+}
+
+// TestRoom fills the table of answered conversations, with room for one. What one side has closed long ago gives way, what a
+// policy has forbidden meanwhile does not.
+func TestRoom(t *testing.T) {
+	web := func(peer uint16) (handshake [3][]byte, close []byte) {
+		return [3][]byte{flags(syn, between(in, tcp, 80, peer)), flags(syn|ack, between(out, tcp, 80, peer)), acknowledging(1, between(in, tcp, 80, peer))},
+			flags(fin|ack, between(out, tcp, 80, peer))
+	}
+	open := labels(t, "ingress.allow=80/tcp egress.default=drop")
+	shut := labels(t, "ingress.allow=81/tcp egress.default=drop")
+	for name, tc := range map[string]struct {
+		closed bool
+		idle   time.Duration
+		want   policy.Reason
+	}{
+		"open for a day":        {false, 23 * time.Hour, policy.TableFull},
+		"half closed a moment":  {true, 119 * time.Second, policy.TableFull},
+		"half closed long ago":  {true, 120 * time.Second, policy.Pass},
+		"forbidden and allowed": {false, 179 * time.Second, policy.TableFull},
+	} {
+		c := policy.Conversations{MaxAnswered: 1}
+		now := time.Duration(0)
+		shake := func(peer uint16) (last policy.Verdict) {
+			handshake, _ := web(peer)
+			for i, frame := range handshake {
+				last = c.Verdict(open, []policy.Direction{in, out, in}[i], frame, now)
+			}
+			return last
+		}
+		if v := shake(1000); !v.Passes() {
+			t.Fatalf("%s: the first handshake: %v", name, v)
+		}
+		_, fin := web(1000)
+		if tc.closed {
+			c.Verdict(open, out, fin, now)
+		}
+		if name == "forbidden and allowed" {
+			handshake, _ := web(1000)
+			if v := c.Verdict(shut, in, handshake[2], now); v.Passes() {
+				t.Errorf("%s: passes: %v", name, v)
+			}
+		}
+		now += tc.idle
+		if v := shake(2000); v.Reason != tc.want {
+			t.Errorf("%s: a second conversation: %v, want %v", name, v.Reason, tc.want)
 		}
 	}
 }

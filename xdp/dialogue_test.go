@@ -69,7 +69,7 @@ func (m memory) age(t *testing.T, by time.Duration) {
 
 // pauses are how long nobody says anything: shorter and longer than each idle time, of which the sums of some are no
 // closer to it than a second.
-var pauses = []time.Duration{11 * time.Second, 20 * time.Second, 29 * time.Second, 30 * time.Second, 151 * time.Second, 179 * time.Second, 180 * time.Second, 24*time.Hour - time.Second, 24 * time.Hour}
+var pauses = []time.Duration{11 * time.Second, 20 * time.Second, 29 * time.Second, 30 * time.Second, 119 * time.Second, 120 * time.Second, 151 * time.Second, 179 * time.Second, 180 * time.Second, 24*time.Hour - time.Second, 24 * time.Hour}
 
 // TestDialogues draws policies and sequences of related packets, both ways, and compares the programs with
 // policy.Conversations. Now and then the policy changes in the middle. A failure prints the seed.

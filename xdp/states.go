@@ -332,7 +332,8 @@ type conversation struct {
 	Seen                uint64 // ns, by monotonic
 	Service, Generation uint32
 	Opener, Closing     uint8
-	_                   [6]byte
+	Guessed, Forbidden  uint8
+	Awaited             uint32
 }
 
 func isOver(key filterFlowKey, f conversation, now uint64) bool {
@@ -343,7 +344,9 @@ func isOver(key filterFlowKey, f conversation, now uint64) bool {
 func idleTime(key filterFlowKey, f conversation) uint64 {
 	const second = 1e9
 	switch {
-	case f.Closing == 3: // both sides
+	case f.Forbidden != 0:
+		return 180 * second
+	case f.Closing >= 3: // a FIN of both sides, a RST of one
 		return 30 * second
 	case key.Proto == protoTCP:
 		return 24 * 3600 * second

@@ -34,6 +34,7 @@ func TestExpire(t *testing.T) {
 		{protoTCP, 0, 23 * time.Hour, true},
 		{protoTCP, 0, 25 * time.Hour, false},
 		{protoTCP, 1, 23 * time.Hour, true},
+		{protoTCP, 4, 40 * time.Second, false},
 		{protoTCP, 3, 20 * time.Second, true},
 		{protoTCP, 3, 40 * time.Second, false},
 		{protoUDP, 0, 170 * time.Second, true},

@@ -158,6 +158,7 @@ type container struct {
 	renamed  bool      // since its name was asked for, by which the configuration may pick
 	trouble  string    // the last error of a question, that the log has
 	missing  int       // how many lists in a row did not have it
+	stirred  time.Time // when it was created, or has ended
 	seen     bool      // its namespace was there when we last looked
 	lost     time.Time // when its veths were gone
 	want     want

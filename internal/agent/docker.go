@@ -208,6 +208,7 @@ func (a *agent) heard(event docker.Event) {
 	case event.Action == docker.ActionCreate:
 		if c != nil || a.worthAsking(event.ID, event.Labels) {
 			a.ask(event.ID)
+			a.containers[event.ID].stirred = time.Now()
 		} else {
 			a.plain[event.ID] = true
 			a.peek(event.ID)
@@ -227,6 +228,9 @@ func (a *agent) heard(event docker.Event) {
 		}
 	default: // die, too: it may have been started again since
 		c.renamed = c.renamed || event.Action == docker.ActionRename
+		if event.Action == docker.ActionDie {
+			c.stirred = time.Now()
+		}
 		a.dirty[c.ID] = true
 		a.ask(event.ID)
 	}

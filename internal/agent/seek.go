@@ -45,11 +45,14 @@ func (a *agent) seek(p *port, n docker.Network) {
 	}
 }
 
-// anybodyIsDue reports whether a container that asks for a filter may be about to start. For others it is soon enough to look whose
+// dueFor is how long a container may be expected to start after it was created, or has ended.
+const dueFor = 10 * time.Second
+
+// anybodyIsDue reports whether a container that asks for a filter is likely to start now. For others it is soon enough to look whose
 // a port is when its network says that somebody was attached, or something can send by it.
 func (a *agent) anybodyIsDue() bool {
 	for _, c := range a.containers {
-		if c.asks && !c.Running {
+		if c.asks && !c.Running && time.Since(c.stirred) < dueFor {
 			return true
 		}
 	}

@@ -58,6 +58,7 @@ type Filter struct {
 	ids      map[*ebpf.Program]ebpf.ProgramID // of our own
 	// standing is what Attach has left on devices.
 	standing map[int]standing
+	lost     map[int]bool // see Lost
 	// tcx: the kernel has it, and noTCX: it has none (before 6.6), and clsact takes its place. Neither: nobody has looked.
 	tcx, noTCX bool
 	damage     error
@@ -73,7 +74,7 @@ func Open(dir string) (*Filter, error) {
 	}
 	f := &Filter{
 		dir: dir, lock: lock, held: map[int]bool{}, loose: map[hookID]bool{}, resolvers: map[int]resolverClosed{}, programs: map[digest]loadedProgram{},
-		standing: map[int]standing{},
+		standing: map[int]standing{}, lost: map[int]bool{},
 	}
 	if err := f.load(); err != nil {
 		f.Close()

@@ -323,6 +323,9 @@ func (f *Filter) stands(ifindex int, w Want) bool {
 			return false
 		}
 		info, err := l.Info()
+		if err == nil && deviceIn(info) == 0 && hook != hookReceived {
+			f.lost[ifindex] = true // or the device is gone
+		}
 		if err != nil || deviceIn(info) != ifindex || info.Program != program {
 			return false
 		}
@@ -331,6 +334,13 @@ func (f *Filter) stands(ifindex int, w Want) bool {
 		}
 	}
 	return f.maps.devices[ifindex] == s.entry && f.maps.stands(s.entry)
+}
+
+// Lost reports, once, whether Attach or Begin has found that somebody had taken off what judges what a device's container sends.
+func (f *Filter) Lost(ifindex int) bool {
+	lost := f.lost[ifindex]
+	delete(f.lost, ifindex)
+	return lost
 }
 
 func (w Want) equal(o Want) bool {
@@ -567,6 +577,7 @@ func (f *Filter) Forget(ifindexes ...int) error {
 		}
 		delete(f.held, ifindex)
 		delete(f.standing, ifindex)
+		delete(f.lost, ifindex)
 		errs = append(errs, f.maps.remove(ifindex))
 	}
 	return errors.Join(errs...)

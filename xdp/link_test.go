@@ -476,6 +476,9 @@ func TestAttachAgain(t *testing.T) {
 		}
 		must(t, f.Attach(n.host.Index, w))
 		n.wantUDP(false, what)
+		if lost := f.Lost(n.host.Index); !f.noTCX && lost != (what == "a link is detached") || f.Lost(n.host.Index) {
+			t.Errorf("%s: somebody has taken it off: %t", what, lost)
+		}
 		if got := pins(t, dir); len(got) != 1 {
 			t.Errorf("%s: pinned links %v", what, got)
 		}

@@ -55,6 +55,7 @@ type kernel interface {
 	Shut(ifindex int) (byFilter bool, err error)
 	Detach(ifindex int) error
 	Unseen(ifindex int) uint64
+	Lost(ifindex int) bool
 	Introduce(bridge, port int, addrs []netip.Addr, sure bool) error
 	Introduced(port int) bool
 	RoutesBack(bridge int, does bool) error

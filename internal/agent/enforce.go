@@ -239,7 +239,11 @@ func (a *agent) attach(c *container, i *Interface, siblings []int) error {
 	}
 	i.State, i.Error = a.attached(c, i.Ifindex)
 	// What has passed is counted when the first program is there that judges what is sent.
-	counts := (!known || opened) && (r == nil || !r.Open)
+	lost := a.kernel.Lost(i.Ifindex)
+	if lost {
+		a.log.Error("somebody had taken the filter off, which takes CAP_SYS_ADMIN; it is back", "container", c.Name, "id", short(c.ID), "veth", i.Ifname)
+	}
+	counts := (!known || opened || lost) && (r == nil || !r.Open)
 	if counts && !held {
 		unseen = a.kernel.Unseen(i.Ifindex)
 	}

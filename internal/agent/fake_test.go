@@ -42,11 +42,12 @@ type fakeKernel struct {
 	last       map[int]xdp.Want          // what was attached last
 	objects    map[string]xdp.Program    // the program directory
 	resolvers  map[string]resolverClosed // by path of the namespace
-	askers     map[string]asker          // by id of the container
-	neighbors  map[int][]netip.Addr      // by port, where it is known
-	routesBack bool                      // the host does, to whichever bridge
-	hairpin    bool                      // ports are so configured
-	fail       map[string]error          // "attach 7", "shut 7", "save", "veths" -> error
+	lost       map[int]bool
+	askers     map[string]asker     // by id of the container
+	neighbors  map[int][]netip.Addr // by port, where it is known
+	routesBack bool                 // the host does, to whichever bridge
+	hairpin    bool                 // ports are so configured
+	fail       map[string]error     // "attach 7", "shut 7", "save", "veths" -> error
 	calls      []string
 	outlets    map[string][]xdp.Outlet // by path of the namespace
 	slow       map[int]bool            // devices whose filters take the kernel long
@@ -68,7 +69,7 @@ func newFakeKernel() *fakeKernel {
 	return &fakeKernel{
 		namespaces: map[string][]xdp.Veth{}, attached: map[int]string{}, byHand: map[int]bool{}, foreign: map[int]bool{}, unseen: map[int]uint64{},
 		records: map[string][]byte{}, fail: map[string]error{}, host: &host{}, last: map[int]xdp.Want{},
-		neighbors: map[int][]netip.Addr{}, objects: map[string]xdp.Program{}, resolvers: map[string]resolverClosed{}, askers: map[string]asker{}, outlets: map[string][]xdp.Outlet{}, hold: newFakeHold(),
+		neighbors: map[int][]netip.Addr{}, objects: map[string]xdp.Program{}, resolvers: map[string]resolverClosed{}, lost: map[int]bool{}, askers: map[string]asker{}, outlets: map[string][]xdp.Outlet{}, hold: newFakeHold(),
 		slow: map[int]bool{}, begun: map[*xdp.Rest]int{}, rested: map[int]*xdp.Rest{},
 	}
 }
@@ -137,6 +138,14 @@ func (k *fakeKernel) CloseResolver(path string, _ int, udp, tcp bool) error {
 	}
 	k.resolvers[path] = resolverClosed{udp, tcp}
 	return nil
+}
+
+func (k *fakeKernel) Lost(ifindex int) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	lost := k.lost[ifindex]
+	delete(k.lost, ifindex)
+	return lost
 }
 
 func (k *fakeKernel) CloseResolverTo(id string, ifindex int, udp, tcp bool) error {

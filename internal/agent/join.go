@@ -62,9 +62,9 @@ func (s surroundings) sharedWith(c docker.Container) (out sharing) {
 			continue
 		}
 		out.Both = out.Both || detours(j)
-		if netAdmin(j) && !j.UserNS {
-			why := fmt.Sprintf("container %s shares its network and has CAP_NET_ADMIN, so no filter on the veth holds it: "+
-				"it can reach the host's devices past it; start that one without --privileged and --cap-add NET_ADMIN, and restart this one", j.Name)
+		if capability, how, options := overrides(j); capability != "" {
+			why := fmt.Sprintf("container %s shares its network and has %s, so no filter on the veth holds it: %s; start that one without %s, and restart this one",
+				j.Name, capability, how, options)
 			out.Loophole = cmp.Or(out.Loophole, why)
 		}
 	}

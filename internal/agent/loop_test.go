@@ -543,6 +543,22 @@ func TestLate(t *testing.T) {
 	})
 }
 
+// TestFilterIsTakenOff has a container take its filter off: what it has sent since is counted.
+func TestFilterIsTakenOff(t *testing.T) {
+	c := box(10, true, "xdp.drop=udp")
+	inTime(t, []docker.Container{c}, nil, func(r *rig) {
+		r.want(c, "enforced [bridge enforced 10:open]")
+		r.kernel.set(func() { r.kernel.lost[10], r.kernel.unseen[10] = true, 4 })
+		r.after(resync)
+		r.want(c, "late [bridge late 10:open]")
+		if !r.said("ERROR", "taken the filter off") || !r.said("WARN", "packets=4") {
+			t.Error("the log does not say so")
+		}
+		r.after(resync)
+		r.want(c, "late [bridge late 10:open]")
+	})
+}
+
 // A new agent finds in the kernel what the last one had there: late stays late, and what has ended goes.
 func TestNextAgent(t *testing.T) {
 	late, ended, gone := box(10, true, "xdp.drop=udp"), box(20, false, "xdp.drop=udp"), box(30, false, "xdp.drop=udp")

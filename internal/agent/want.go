@@ -134,17 +134,35 @@ func StackText(s policy.Stack) string {
 	return strings.Join(parts, " ")
 }
 
-// Loophole says why no filter on a veth holds a container with this policy, "" where one does. With CAP_NET_ADMIN over
-// the host's user namespace it reaches the host's devices by netlink. What needs two hooks is not held where a program of
-// the operator's has one of them.
+// Loophole says why no filter on a veth holds a container with this policy, "" where one does. What needs two hooks is not held
+// where a program of the operator's has one of them.
 func Loophole(c docker.Container, stack policy.Stack) string {
+	capability, how, options := overrides(c)
 	switch {
-	case !c.UserNS && netAdmin(c):
-		return "the container has CAP_NET_ADMIN, so no filter on its veth holds it: it can reach the host's devices past it; start it without --privileged and --cap-add NET_ADMIN"
+	case capability != "":
+		return fmt.Sprintf("the container has %s, so no filter on its veth holds it: %s; start it without %s", capability, how, options)
 	case Program(stack) != "" && detours(c):
 		return programLoophole
 	}
 	return ""
+}
+
+// overrides says by which of its capabilities no filter on a veth holds c, and how, and by which options it has it. With
+// CAP_NET_ADMIN over the host's user namespace it reaches the host's devices by netlink; over one of its own it can still lay detours in its
+// own network, of which one combines what each of the two hooks does not see. Links of BPF go by numbers for the whole host.
+func overrides(c docker.Container) (capability, how, options string) {
+	const admin = "--privileged and --cap-add NET_ADMIN"
+	switch {
+	case netAdmin(c) && c.UserNS:
+		return "CAP_NET_ADMIN", "it can lay detours in its own network that get past it", admin
+	case netAdmin(c):
+		return "CAP_NET_ADMIN", "it can reach the host's devices past it", admin
+	case slices.Contains(c.CapAdd, "SYS_ADMIN") && !c.UserNS:
+		return "CAP_SYS_ADMIN", "it can take it off, and those of others", "--cap-add SYS_ADMIN"
+	case slices.Contains(c.CapAdd, "SYS_MODULE") && !c.UserNS:
+		return "CAP_SYS_MODULE", "it can load code into the kernel", "--cap-add SYS_MODULE"
+	}
+	return "", "", ""
 }
 
 const programLoophole = "what the container sends can get around one hook, by CAP_NET_ADMIN or by its runtime, and xdp.program takes the other from the policy; remove xdp.program"

@@ -45,6 +45,7 @@ type fakeKernel struct {
 	lost       map[int]bool
 	askers     map[string]asker     // by id of the container
 	neighbors  map[int][]netip.Addr // by port, where it is known
+	sure       map[int]bool         // nobody else has them
 	routesBack bool                 // the host does, to whichever bridge
 	hairpin    bool                 // ports are so configured
 	fail       map[string]error     // "attach 7", "shut 7", "save", "veths" -> error
@@ -69,7 +70,7 @@ func newFakeKernel() *fakeKernel {
 	return &fakeKernel{
 		namespaces: map[string][]xdp.Veth{}, attached: map[int]string{}, byHand: map[int]bool{}, foreign: map[int]bool{}, unseen: map[int]uint64{},
 		records: map[string][]byte{}, fail: map[string]error{}, host: &host{}, last: map[int]xdp.Want{},
-		neighbors: map[int][]netip.Addr{}, objects: map[string]xdp.Program{}, resolvers: map[string]resolverClosed{}, lost: map[int]bool{}, askers: map[string]asker{}, outlets: map[string][]xdp.Outlet{}, hold: newFakeHold(),
+		neighbors: map[int][]netip.Addr{}, sure: map[int]bool{}, objects: map[string]xdp.Program{}, resolvers: map[string]resolverClosed{}, lost: map[int]bool{}, askers: map[string]asker{}, outlets: map[string][]xdp.Outlet{}, hold: newFakeHold(),
 		slow: map[int]bool{}, begun: map[*xdp.Rest]int{}, rested: map[int]*xdp.Rest{},
 	}
 }
@@ -110,10 +111,10 @@ func (k *fakeKernel) Attach(ifindex int, w xdp.Want) error {
 	return nil
 }
 
-func (k *fakeKernel) Introduce(_, port int, addrs []netip.Addr, _ bool) error {
+func (k *fakeKernel) Introduce(_, port int, addrs []netip.Addr, sure bool) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.neighbors[port] = addrs
+	k.neighbors[port], k.sure[port] = addrs, sure
 	return k.call("introduce %d", port)
 }
 

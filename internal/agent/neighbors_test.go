@@ -120,8 +120,8 @@ func TestNewNeighbor(t *testing.T) {
 		delete(h.released, 8)
 		r.engine.attached[bridge.ID] = []docker.Attachment{itsEnd("")}
 		h.releasing = func(ifindex int) {
-			if ifindex == 8 && len(r.kernel.neighbors[8]) == 0 {
-				t.Error("released before it is known")
+			if ifindex == 8 && (len(r.kernel.neighbors[8]) == 0 || !r.kernel.sure[8]) {
+				t.Error("released before it is known, and before whoever had its addresses has them no more")
 			}
 		}
 	}, func(r *rig) {
@@ -174,6 +174,34 @@ func TestNewNeighborUnnamed(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestNamelessNeighbor has a list lack a port. It may be older than the port: what comes in there is nobody's not at once, but after 5 s.
+func TestNamelessNeighbor(t *testing.T) {
+	inTime(t, []docker.Container{box(7, true, "xdp.ingress.drop=udp")}, func(r *rig) {
+		guarding(r)
+		r.engine.attached[bridge.ID] = []docker.Attachment{itsEnd("")}
+	}, func(r *rig) {
+		told := func() (told bool) {
+			r.kernel.set(func() { _, told = r.kernel.neighbors[8] })
+			return told
+		}
+		look := func() {
+			r.agent.tell(func() { r.agent.lookAtNeighbors(bridge.ID) })
+			r.after(10 * time.Millisecond)
+		}
+		look()
+		r.after(time.Second)
+		look()
+		if told() {
+			t.Error("a port is nobody's after a second")
+		}
+		r.after(holdLimit)
+		look()
+		if !told() {
+			t.Error("a port is not nobody's after more than 5 s")
+		}
+	})
 }
 
 // TestSameMAC has a neighbour take another's MAC before the agent comes: neither is taken for the other.

@@ -317,6 +317,25 @@ func TestJoinerIsNotTheOwner(t *testing.T) {
 	})
 }
 
+// TestTwoInOneNamespace has processes of two containers in a namespace, of which one has joined the other's: which one is not known
+// before the network says it.
+func TestTwoInOneNamespace(t *testing.T) {
+	free, closed := box(7, false), box(8, false, "xdp.drop=udp", "xdp.antispoof=off")
+	for _, ids := range [][]string{{free.ID, closed.ID}, {closed.ID, free.ID}} {
+		inTime(t, []docker.Container{free, closed}, listBridge, func(r *rig) {
+			r.process(70, 5, ids[0])
+			r.process(80, 5, ids[1])
+			r.port(in(near(7), 5), itsMAC)
+			r.after(50 * time.Millisecond)
+			r.released(7, false)
+			r.attaches(itsEnd(closed.ID))
+			r.after(250 * time.Millisecond)
+			r.released(7, true)
+			r.device(7, "open")
+		})
+	}
+}
+
 // TestDockerInDocker names two containers in one cgroup: the engine knows the one.
 func TestDockerInDocker(t *testing.T) {
 	outer := box(7, false)

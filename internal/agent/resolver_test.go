@@ -63,9 +63,8 @@ func TestResolverIsClosedEarly(t *testing.T) {
 				created.NetworkMode = "shop"
 				r.happens(created, docker.ActionCreate)
 				path := filepath.Join(r.agent.proc, "70", "ns/net")
-				r.process(70, 5, created.ID)
 				r.process(60, 5) // of the host: the number may have been another's before
-				r.process(71, 5)
+				r.process(70, 5, created.ID)
 				r.attaches(itsEnd(created.ID))
 				if move {
 					r.port(near(7), nil)

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
 
@@ -283,9 +284,9 @@ func (f *Filter) holdBack(ifindex int, hooks ...string) error {
 		var l link.Link
 		var err error
 		if hook == hookXDP {
-			l, err = attachXDP(ifindex, f.objs.VethwallXdp, Generic)
+			l, err = attachXDP(ifindex, f.usual(hook), Generic)
 		} else {
-			l, err = f.tryTCX(id, f.objs.VethwallReceived)
+			l, err = f.tryTCX(id, f.usual(hook))
 		}
 		if err != nil {
 			return errors.Join(err, f.endHold(ifindex))
@@ -295,6 +296,14 @@ func (f *Filter) holdBack(ifindex int, hooks ...string) error {
 		}
 	}
 	return nil
+}
+
+// usual is the program that the hold attaches at a hook.
+func (f *Filter) usual(hook string) *ebpf.Program {
+	if hook == hookXDP {
+		return f.objs.VethwallXdp
+	}
+	return f.objs.VethwallReceived
 }
 
 // endHold takes the hold's programs off, but those that Attach has made a filter of.

@@ -150,7 +150,9 @@ func deviceIn(info *link.Info) int {
 // live is our link at a hook, nil where there is none. One that somebody else of us has pinned is taken over.
 func (f *Filter) live(id hookID) link.Link {
 	if l := f.links[id]; l != nil {
-		if deviceOf(l) == id.device() {
+		// One of the hold's is a moment old, and to ask takes the lock of all of networking, for which engines that start
+		// containers keep others waiting long.
+		if f.loose[id] || deviceOf(l) == id.device() {
 			return l
 		}
 		// The pin may be that of a newer link by now.
@@ -283,7 +285,7 @@ func (f *Filter) attach(ifindex int, w Want, rest *Rest) error {
 	if fresh && closed {
 		return setLink(ifindex, netlink.LinkSetUp)
 	}
-	if rest != nil {
+	if rest != nil || f.loose[hookID{ifindex, hookXDP}] { // the next look makes out what stands
 		return nil
 	}
 	f.standing[ifindex] = f.whatStands(ifindex, w)
@@ -462,6 +464,9 @@ func (f *Filter) tryTCX(id hookID, program *ebpf.Program) (link.Link, error) {
 
 // refresh gives a link the program that belongs there and its pin back.
 func (f *Filter) refresh(id hookID, l link.Link, program *ebpf.Program) error {
+	if f.loose[id] && program == f.usual(id.hook) {
+		return f.keepPinned(id, l)
+	}
 	info, err := l.Info()
 	if err != nil {
 		return fmt.Errorf("link of ifindex %d: %w", id.ifindex, err)
@@ -572,8 +577,8 @@ func (f *Filter) Forget(ifindexes ...int) error {
 			continue
 		}
 		for _, hook := range allHooks {
-			f.live(hookID{ifindex, hook}) // closes it, and removes its pin
 			delete(f.loose, hookID{ifindex, hook})
+			f.live(hookID{ifindex, hook}) // closes it, and removes its pin
 		}
 		delete(f.held, ifindex)
 		delete(f.standing, ifindex)

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/vethwall/vethwall/docker"
+	"github.com/vethwall/vethwall/policy"
 )
 
 func TestResolverIsClosed(t *testing.T) {
@@ -29,6 +30,28 @@ func TestResolverIsClosed(t *testing.T) {
 		if closed(c) != (resolverClosed{}) {
 			t.Errorf("closed: %+v", closed(c))
 		}
+	})
+}
+
+// TestResolverOfNewEngines has a resolver that is not on the host's loopback. Only engines that ask it from the host need another's
+// closed, and one that may be asked stays open.
+func TestResolverOfNewEngines(t *testing.T) {
+	old, closed, list := box(10, true, "xdp.drop=all"), box(20, true, "xdp.drop=all"), box(30, true, "xdp.egress.allow=dns")
+	old.NetworkMode, closed.NetworkMode, list.NetworkMode = "shop", "shop", "shop"
+	closed.FromHost, list.FromHost = docker.AllFromHost, docker.AllFromHost
+	inTime(t, []docker.Container{old, closed, list}, func(r *rig) {
+		listBridge(r)
+		r.kernel.host = &host{resolvers: addrsOf("192.0.2.53")}
+	}, func(r *rig) {
+		want := map[string]resolverClosed{old.SandboxKey: {}, closed.SandboxKey: {true, true}, list.SandboxKey: {}}
+		r.kernel.set(func() {
+			for key, want := range want {
+				if got := r.kernel.resolvers[key]; got != want {
+					t.Errorf("%s: %+v, want %+v", key, got, want)
+				}
+			}
+		})
+		r.groups(list, policy.Groups{Resolvers: addrsOf("192.0.2.53")})
 	})
 }
 

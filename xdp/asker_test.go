@@ -82,7 +82,11 @@ func TestCloseResolverTo(t *testing.T) {
 	closed, other, plain := strings.Repeat("0123456789abcdef", 4), strings.Repeat("ab", 32), strings.Repeat("cd", 32)
 	scope, bare, nobody := cgroup("docker-"+closed+".scope"), cgroup(other), cgroup(plain)
 	inside := cgroup("docker-"+closed+".scope", "init.scope")
-	deeper := cgroup("docker-"+closed+".scope", "init.scope", plain)
+	deeper := cgroup("docker-"+closed+".scope", "init.scope", "a")
+	// As of an engine in a container: containers of their own, and one that is closed itself.
+	nested, nestedScope := cgroup("docker-"+closed+".scope", "init.scope", plain), cgroup("docker-"+closed+".scope", "docker-"+plain+".scope")
+	nestedClosed := cgroup("docker-"+closed+".scope", other)
+	long, almost := cgroup("docker-"+closed+".scope", plain+"0"), cgroup("docker-"+closed+".scope", "docker-"+plain+".slices")
 
 	f := open(t, bpffs(t))
 	defer f.Close()
@@ -97,9 +101,13 @@ func TestCloseResolverTo(t *testing.T) {
 	want("nothing said", scope, true, true)
 	must(t, f.CloseResolverTo(closed, 0, true, true))
 	must(t, f.CloseResolverTo(other, 0, true, false))
-	for _, dir := range []string{scope, inside, deeper} {
+	for _, dir := range []string{scope, inside, deeper, long, almost} {
 		want("closed", dir, false, false)
 	}
+	for _, dir := range []string{nested, nestedScope} {
+		want("another container in it", dir, true, true)
+	}
+	want("UDP closed in it", nestedClosed, false, true)
 	want("UDP closed", bare, false, true)
 	want("others closed", nobody, true, true)
 	if a.asks(scope, "udp", "[::ffff:127.0.0.11]"+udp[strings.LastIndex(udp, ":"):]) {

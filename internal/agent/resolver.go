@@ -66,17 +66,33 @@ func (a *agent) closeResolverTo(c *container) {
 func (a *agent) closeResolver(c *container, path string, ifindex int) []Interface {
 	a.closeResolverTo(c)
 	want := resolverState{c.want.resolver, path, ifindex}
-	if c.want.waits || c.resolver == want {
-		return nil
+	if !c.want.waits && c.resolver != want {
+		if err := a.kernel.CloseResolver(path, ifindex, want.udp, want.tcp); err != nil {
+			return namesPass("and could not be closed: " + OneLine(err))
+		}
+		c.resolver = want
 	}
-	if err := a.kernel.CloseResolver(path, ifindex, want.udp, want.tcp); err != nil {
-		return []Interface{{
-			Network: enginesResolver, State: Partial,
-			Error: "names can be asked for past the filter: the engine's resolver asks others from the host, and could not be closed: " + OneLine(err),
-		}}
+	if c.reopensResolver() {
+		return namesPass("and the container, or one that shares its network, has CAP_NET_ADMIN: it can rewrite there what is sent, behind what " +
+			"closes the resolver; start it without --privileged and --cap-add NET_ADMIN, or give it a resolver with docker run --dns ADDRESS")
 	}
-	c.resolver = want
 	return nil
+}
+
+// namesPass says that a way out is left by the engine's resolver.
+func namesPass(why string) []Interface {
+	return []Interface{{
+		Network: enginesResolver, State: Partial,
+		Error: "names can be asked for past the filter: the engine's resolver asks others from the host, " + why,
+	}}
+}
+
+// reopensResolver reports whether what closes the engine's resolver to c does not hold it although a filter on its veth does: with
+// CAP_NET_ADMIN in a user namespace of its own it can lay rules in its network namespace that make another destination of what it
+// sends after every program has judged it. Without one of its own nothing holds it (Loophole), and that is said instead.
+func (c *container) reopensResolver() bool {
+	closed := c.want.resolver != (resolverClosed{}) && len(c.known.fromHost) > 0
+	return closed && c.want.holds && (netAdmin(c.Container) || c.known.sharing.NetAdmin)
 }
 
 // closeResolverEarly closes the engine's resolver to a container before its process runs, where it has to be closed, so that it stays

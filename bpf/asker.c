@@ -11,6 +11,7 @@
 
 #define CONTAINER_ID 64 /* hexadecimal digits */
 #define SYSTEMD_PREFIX 7 /* of docker-ID.scope */
+#define SYSTEMD_SUFFIX 6
 #define MAX_CGROUPS 32 /* the container's own, with those that it makes below it */
 
 /* What is read of the kernel's own (linux/cgroup-defs.h, linux/kernfs.h, net/sock.h). */
@@ -66,21 +67,25 @@ static __always_inline struct asker *find_asker(struct bpf_sock *sk)
 	struct cgroup_subsys_state *css;
 	struct cgroup *cgroup;
 	struct sock *sock;
-	char id[CONTAINER_ID + 1];
+	char id[CONTAINER_ID + SYSTEMD_SUFFIX + 2]; /* with room to see that a name goes on */
 
 	bpf_probe_read_kernel(&sock, sizeof(sock), (void *)&slot);
 	cgroup = BPF_CORE_READ(sock, sk_cgrp_data.cgroup);
 	for (int i = 0; i < MAX_CGROUPS && cgroup; i++) {
 		const char *name = BPF_CORE_READ(cgroup, kn, name);
 		char prefix[SYSTEMD_PREFIX + 1] = {};
+		long length = CONTAINER_ID + 1; /* with its end */
 		struct asker *asker;
 
 		bpf_probe_read_kernel_str(prefix, sizeof(prefix), name);
-		if (prefix[SYSTEMD_PREFIX - 1] == '-')
+		if (prefix[SYSTEMD_PREFIX - 1] == '-') {
 			name += SYSTEMD_PREFIX;
-		bpf_probe_read_kernel_str(id, sizeof(id), name);
+			length += SYSTEMD_SUFFIX;
+		}
+		length -= bpf_probe_read_kernel_str(id, sizeof(id), name);
 		asker = bpf_map_lookup_elem(&askers, id);
-		if (asker)
+		/* Another container, as of an engine in a container, has a resolver of its own, whatever is above it. */
+		if (asker || !length)
 			return asker;
 		css = BPF_CORE_READ(cgroup, self.parent);
 		cgroup = css ? BPF_CORE_READ(css, cgroup) : NULL;
@@ -94,7 +99,8 @@ int vethwall_asker(struct __sk_buff *skb)
 	void *data = (void *)(long)skb->data;
 	void *end = (void *)(long)skb->data_end;
 	struct iphdr *ip = data;
-	struct cursor c = { data, end, data, end - data };
+	/* A sender decides how much of it is linear. */
+	struct cursor c = { data, end, data, skb->len };
 	struct bpf_sock *sk = skb->sk;
 	struct device device = {};
 	struct asker *asker;
@@ -108,12 +114,12 @@ int vethwall_asker(struct __sk_buff *skb)
 	asker = sk ? find_asker(sk) : NULL;
 	if (!asker)
 		return 1;
+	if (!closes(ip->protocol, asker->closed_udp, asker->closed_tcp))
+		return 1;
 	device.ifindex = asker->ifindex;
 	device.counters = asker->counters;
 	read_ipv4(&c, &p, READ_FRAME);
-	if (!is_closed(&p, asker->closed_udp, asker->closed_tcp))
-		return 1;
-	refuse(&device, &p, end - data + ETH_HLEN);
+	refuse(&device, &p, skb->len + ETH_HLEN);
 	return 0;
 }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 /*
- * What a container asks the engine's own resolver, judged by XDP on the lo of its network namespace. Where the host's
- * resolver is a loopback address of the host, the engine asks it from there, and no veth sees the query.
+ * What a container asks the engine's own resolver, judged by XDP on the lo of its network namespace. Where the engine asks
+ * the host's resolver from the host, no veth sees the query.
  */
 
 #include "resolver.h"
@@ -22,12 +22,20 @@ int vethwall_resolver(struct xdp_md *ctx)
 	struct ethhdr *eth = take(&c, sizeof(*eth));
 	struct packet p = {};
 
+	if (!eth)
+		return XDP_PASS;
+	/* The kernel takes a tag without a number off (priority, 802.1Q) after this; nobody sends tags on lo but to get past. */
+	if (eth->h_proto == bpf_htons(ETH_P_8021Q) || eth->h_proto == bpf_htons(ETH_P_8021AD)) {
+		p.mac = read_mac(eth->h_source);
+		refuse(&device, &p, end - data);
+		return XDP_DROP;
+	}
 	/* Nothing else is read: the kernel verifies this program anew for each namespace, while a container starts. */
-	if (!eth || eth->h_proto != bpf_htons(ETH_P_IP))
+	if (eth->h_proto != bpf_htons(ETH_P_IP))
 		return XDP_PASS;
 	p.mac = read_mac(eth->h_source);
 	read_ipv4(&c, &p, READ_FRAME);
-	if (!is_closed(&p, closed_udp, closed_tcp))
+	if (p.dst[0] != RESOLVER || !closes(p.proto, closed_udp, closed_tcp))
 		return XDP_PASS;
 	refuse(&device, &p, end - data);
 	return XDP_DROP;

@@ -7,11 +7,9 @@
 /* Where Docker's resolver listens, in every namespace that has one. */
 #define RESOLVER 0x7f00000b /* 127.0.0.11 */
 
-static __always_inline int is_closed(const struct packet *p, int udp, int tcp)
+static __always_inline int closes(__u8 proto, int udp, int tcp)
 {
-	if (p->family != 4 || p->dst[0] != RESOLVER)
-		return 0;
-	return p->proto == IPPROTO_UDP ? udp : p->proto == IPPROTO_TCP ? tcp : 0;
+	return proto == IPPROTO_UDP ? udp : proto == IPPROTO_TCP ? tcp : 0;
 }
 
 /* xdp.log=none holds here, too. */

@@ -50,6 +50,8 @@ type Container struct {
 	// capabilities mean nothing outside.
 	UserNS bool
 	DNS    []string
+	// FromHost is the engine's: it matters where neither DNS nor the engine's configuration names others.
+	FromHost FromHost
 	// Published: a port of the container is published, or will be when it starts.
 	Published bool
 }
@@ -92,6 +94,7 @@ func (c *Client) Inspect(ctx context.Context, id string) (Container, error) {
 		out.Runtime = c.engine.DefaultRuntime
 	}
 	out.UserNS = c.engine.Rootless || c.engine.UserNS && !r.HostConfig.UsernsMode.IsHost()
+	out.FromHost = fromHost(c.engine.ServerVersion)
 	return out, nil
 }
 

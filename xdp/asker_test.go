@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/vethwall/vethwall/policy"
 )
 
@@ -23,12 +25,28 @@ func TestAsk(t *testing.T) {
 	if addr == "" {
 		t.Skip("only for TestCloseResolverTo")
 	}
+	how := proto
+	proto, _, _ = strings.Cut(proto, "-")
 	c, err := net.DialTimeout(proto, addr, 2*long)
 	if err != nil {
 		return
 	}
-	_, _ = c.Write([]byte("query"))
-	_ = c.Close()
+	defer c.Close()
+	if proto == how {
+		_, _ = c.Write([]byte("query"))
+		return
+	}
+	raw, err := c.(*net.UDPConn).SyscallConn()
+	must(t, err)
+	must(t, raw.Control(func(fd uintptr) {
+		if how == "udp-segments" {
+			must(t, unix.SetsockoptInt(int(fd), unix.SOL_UDP, unix.UDP_SEGMENT, 100))
+			_, _ = unix.Write(int(fd), make([]byte, 1000))
+			return
+		}
+		_, _ = unix.SendmsgN(int(fd), []byte("que"), nil, nil, unix.MSG_MORE)
+		_, _ = unix.Write(int(fd), make([]byte, 1000))
+	}))
 }
 
 // asks lets a process in a cgroup and in the container's namespace ask, and says whether that arrives.
@@ -82,7 +100,11 @@ func TestCloseResolverTo(t *testing.T) {
 	closed, other, plain := strings.Repeat("0123456789abcdef", 4), strings.Repeat("ab", 32), strings.Repeat("cd", 32)
 	scope, bare, nobody := cgroup("docker-"+closed+".scope"), cgroup(other), cgroup(plain)
 	inside := cgroup("docker-"+closed+".scope", "init.scope")
-	deeper := cgroup("docker-"+closed+".scope", "init.scope", plain)
+	deeper := cgroup("docker-"+closed+".scope", "init.scope", "a")
+	// As of an engine in a container: containers of their own, and one that is closed itself.
+	nested, nestedScope := cgroup("docker-"+closed+".scope", "init.scope", plain), cgroup("docker-"+closed+".scope", "docker-"+plain+".scope")
+	nestedClosed := cgroup("docker-"+closed+".scope", other)
+	long, almost := cgroup("docker-"+closed+".scope", plain+"0"), cgroup("docker-"+closed+".scope", "docker-"+plain+".slices")
 
 	f := open(t, bpffs(t))
 	defer f.Close()
@@ -97,10 +119,24 @@ func TestCloseResolverTo(t *testing.T) {
 	want("nothing said", scope, true, true)
 	must(t, f.CloseResolverTo(closed, 0, true, true))
 	must(t, f.CloseResolverTo(other, 0, true, false))
-	for _, dir := range []string{scope, inside, deeper} {
+	for _, dir := range []string{scope, inside, deeper, long, almost} {
 		want("closed", dir, false, false)
 	}
+	for _, dir := range []string{nested, nestedScope} {
+		want("another container in it", dir, true, true)
+	}
+	want("UDP closed in it", nestedClosed, false, true)
 	want("UDP closed", bare, false, true)
+	for _, how := range []string{"udp-more", "udp-segments"} { // of which not all is in one piece
+		if a.asks(scope, how, udp) || !a.asks(nobody, how, udp) {
+			t.Errorf("%s: it arrives from who may not ask, or not from who may", how)
+		}
+		for a.udp.SetReadDeadline(time.Now().Add(200 * time.Millisecond)) == nil { // more segments
+			if _, _, err := a.udp.ReadFrom(make([]byte, 64)); err != nil {
+				break
+			}
+		}
+	}
 	want("others closed", nobody, true, true)
 	if a.asks(scope, "udp", "[::ffff:127.0.0.11]"+udp[strings.LastIndex(udp, ":"):]) {
 		t.Error("asked by an address of IPv6")

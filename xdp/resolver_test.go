@@ -5,6 +5,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -12,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vethwall/vethwall/policy"
+	"github.com/vethwall/vethwall/policy/policytest"
 )
 
 // asker plays the engine's resolver and somebody who asks it, both in the container's namespace.
@@ -119,6 +121,69 @@ func TestResolver(t *testing.T) {
 	f.Close()
 	must(t, Uninstall(dir))
 	a.want("uninstalled", true, true)
+}
+
+// TestResolverTagged sends frames with a tag on lo, which a container with CAP_NET_RAW may: the kernel takes one without a number off
+// after the program, and lets what is for 127.0.0.11 in where route_localnet is set.
+func TestResolverTagged(t *testing.T) {
+	a := newAsker(t)
+	var other net.PacketConn
+	lo := &unix.SockaddrLinklayer{Ifindex: loopback, Halen: 6}
+	fd := -1
+	a.inContainer(func() {
+		for name, value := range map[string]string{"lo/route_localnet": "1", "lo/rp_filter": "0", "all/rp_filter": "0"} { // of this namespace
+			must(t, os.WriteFile("/proc/sys/net/ipv4/conf/"+name, []byte(value), 0))
+		}
+		var err error
+		other, err = net.ListenPacket("udp", "127.0.0.12:0")
+		must(t, err)
+		fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW, 0)
+		must(t, err)
+	})
+	defer other.Close()
+	defer unix.Close(fd)
+	arrives := func(to net.PacketConn, tags ...byte) bool {
+		addr := to.LocalAddr().(*net.UDPAddr)
+		frame := policytest.IP("192.0.2.1", addr.IP.String(), protoUDP, policytest.UDP(40000, uint16(addr.Port), []byte("query")...))
+		checksum(frame[14:34])
+		must(t, unix.Sendto(fd, slices.Concat(make([]byte, 12), tags, frame[12:]), 0, lo))
+		must(t, to.SetReadDeadline(time.Now().Add(long)))
+		_, _, err := to.ReadFrom(make([]byte, 64))
+		return err == nil
+	}
+	priority, service := []byte{0x81, 0, 0, 0}, []byte{0x88, 0xa8, 0, 0}
+	f := open(t, bpffs(t))
+	defer f.Close()
+	must(t, f.Attach(a.host.Index, Want{Policy: labelled(t, "xdp.drop=udp")}))
+	refused := func() uint64 {
+		counts, err := readCounts(f.objs.Counters, f.maps.devices[a.host.Index].Counters)
+		must(t, err)
+		for _, c := range counts {
+			if c.Reason == policy.Resolver {
+				return c.Packets
+			}
+		}
+		return 0
+	}
+	want := func(when string, want bool) {
+		t.Helper()
+		for name, tags := range map[string][]byte{"none": nil, "802.1Q": priority, "802.1ad": service, "both": slices.Concat(service, priority)} {
+			if got := arrives(a.udp, tags...); got != want {
+				t.Errorf("%s, tag %s: arrives %t, want %t", when, name, got, want)
+			}
+		}
+		if !arrives(other) {
+			t.Errorf("%s: nothing arrives at another address", when)
+		}
+	}
+	want("nothing said", true)
+	must(t, f.CloseResolver(a.path, a.host.Index, true, false))
+	want("UDP closed", false)
+	if n := refused(); n != 4 {
+		t.Errorf("%d frames are counted, want 4", n)
+	}
+	must(t, f.CloseResolver(a.path, a.host.Index, false, false))
+	want("open again", true)
 }
 
 // wantEvents wants one for a query, and none under xdp.log=none.

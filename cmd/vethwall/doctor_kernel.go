@@ -149,7 +149,7 @@ func checkHold(context.Context, *env) finding {
 // checkAskers looks whether what a container asks Docker's resolver can be told by its cgroup, before its network namespace is known.
 func checkAskers(context.Context, *env) finding {
 	if err := xdp.TryCloseResolverTo(); err != nil {
-		return finding{warn, err.Error(), "needed only where the host's resolver is on its loopback: a first query may be faster there; cgroups v2 and a kernel with CONFIG_DEBUG_INFO_BTF have no such gap"}
+		return finding{warn, err.Error(), "needed only where the engine asks the host's resolvers from the host (from 28 on, or one on its loopback): a first query may be faster there; cgroups v2 and a kernel with CONFIG_DEBUG_INFO_BTF have no such gap"}
 	}
 	return finding{good, "containers are told apart by their cgroups", ""}
 }

@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -12,6 +13,7 @@ import (
 
 	"github.com/vethwall/vethwall/internal/agent"
 	"github.com/vethwall/vethwall/internal/enginetest"
+	"github.com/vethwall/vethwall/policy"
 )
 
 // TestResolverOnTheHostsLoopback asks names of an engine whose host has its resolver on its loopback, as Ubuntu's hosts
@@ -93,6 +95,67 @@ func TestResolverOnTheHostsLoopback(t *testing.T) {
 	await(t, v, c.Name, name, closed)
 	if asks(c, "again.example.") {
 		t.Error("the resolver is open although an agent has come back")
+	}
+}
+
+// TestResolverOfTheHost is the same, in short, for a host whose name server is none of its loopback's. Engines from 28 on ask that
+// one from the host, too, and those before 26 from the container, by its veth.
+func TestResolverOfTheHost(t *testing.T) {
+	t.Parallel()
+	const server = "198.18.7.53"
+	v := enginetest.OwnAsking(t, server).Install()
+	for _, args := range []string{"link add names0 type bridge", "addr add " + server + "/32 dev names0", "link set names0 up"} {
+		if out, err := v.Command("ip", strings.Fields(args)...).CombinedOutput(); err != nil {
+			t.Fatalf("ip %s: %v: %s", args, err, out)
+		}
+	}
+	image := v.Image()
+	network := v.Network("names")
+	resolver := v.Serve(image, "resolver", []string{"--network", "host"}, "53/udp", "53/tcp")
+	v.Inside = true
+	v.StartAgent()
+	major, err := strconv.Atoi(strings.Split(v.Run("version", "--format", "{{.Server.Version}}"), ".")[0])
+	fromHost := err != nil || major >= 28 || major < 17 // a build of one's own has no version
+	for _, tc := range []struct {
+		name   string
+		labels []string
+		passes bool
+	}{
+		{"free", nil, true},
+		{"nothing-out", []string{"xdp.drop=all"}, false},
+		{"list", []string{"xdp.egress.allow=443/tcp"}, false},
+		{"list-with-dns", []string{"xdp.egress.allow=dns"}, true},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			v := v.With(t)
+			options := labelled(network, tc.labels...)
+			for range times(1, 20) { // what the first instruction asks; the resolver answers nothing of use
+				first := v.Create(image, tc.name+"-first", options, "resolve", tc.name+"-first.example.")
+				v.Run("start", first.ID)
+				v.Run("wait", first.ID)
+				v.Run("rm", first.ID)
+			}
+			c := v.Start(image, tc.name, options)
+			if tc.labels != nil {
+				awaitFilter(t, v, c.Name, 1)
+			}
+			_, _ = c.Do("resolve", tc.name+"-later.example.")
+			received := resolver.With(v.Docker).Received()
+			for _, query := range []string{tc.name + "-first", tc.name + "-later"} {
+				if got := slices.ContainsFunc(received, func(a enginetest.Arrival) bool { return strings.Contains(a.Text, query) }); got != tc.passes {
+					t.Errorf("%s arrives: %t, want %t", query, got, tc.passes)
+				}
+			}
+			if tc.passes {
+				return
+			}
+			s := await(t, v, c.Name, "shows what was asked, and where", func(s agent.ContainerStatus) bool {
+				return len(s.Interfaces[0].Drops) > 0 && dropsFor(s, policy.Resolver) > 0 == fromHost
+			})
+			if warned := strings.Contains(strings.Join(s.Warnings, " "), "127.0.0.11"); warned != fromHost {
+				t.Errorf("warnings %q", s.Warnings)
+			}
+		})
 	}
 }
 

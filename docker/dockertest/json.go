@@ -14,7 +14,7 @@ type object map[string]any
 func (e *Engine) object(path string) any {
 	switch kind, id := split(path); {
 	case path == "/info":
-		return object{"ServerVersion": "fake", "CgroupVersion": "1", "SecurityOptions": []string{"name=seccomp,profile=default"}}
+		return object{"ServerVersion": "20.10.24", "CgroupVersion": "1", "SecurityOptions": []string{"name=seccomp,profile=default"}}
 	case path == "/networks":
 		list := []object{}
 		for id, n := range e.networks {

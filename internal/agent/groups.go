@@ -37,13 +37,13 @@ type known struct {
 	groups policy.Groups
 	// missing says what is not known yet, "" for nothing. There are no groups then.
 	missing string
-	// loopback are resolvers on the host's loopback that the engine asks in the container's place.
-	loopback []netip.Addr
+	// fromHost are resolvers that the engine asks from the host in the container's place, past its veth.
+	fromHost []netip.Addr
 	sharing  sharing
 }
 
 func (k known) equal(other known) bool {
-	return k.missing == other.missing && k.sharing == other.sharing && slices.Equal(k.loopback, other.loopback) && k.groups.Equal(other.groups)
+	return k.missing == other.missing && k.sharing == other.sharing && slices.Equal(k.fromHost, other.fromHost) && k.groups.Equal(other.groups)
 }
 
 // needed is what a policy depends on: one that is not live on resolvers alone.
@@ -51,7 +51,7 @@ func (k known) needed(live bool) known {
 	if live {
 		return k
 	}
-	return known{loopback: k.loopback, sharing: k.sharing}
+	return known{fromHost: k.fromHost, sharing: k.sharing}
 }
 
 // of is what is known for c.
@@ -59,9 +59,9 @@ func (s surroundings) of(c docker.Container) known {
 	if s.host == nil {
 		return known{missing: "the host's addresses could not be read yet"}
 	}
-	resolvers, loopback := s.resolvers(c)
+	resolvers, fromHost := s.resolvers(c)
 	if s.networks == nil {
-		return known{missing: "Docker has not listed its networks yet", loopback: loopback}
+		return known{missing: "Docker has not listed its networks yet", fromHost: fromHost}
 	}
 	g := policy.Groups{Host: slices.Concat(s.host.addrs, s.conf.HostAddresses), OnLink: s.host.onLink}
 	for _, n := range s.networks {
@@ -70,14 +70,14 @@ func (s surroundings) of(c docker.Container) known {
 	for _, e := range c.Networks {
 		n, listed := s.networks[e.NetworkID]
 		if !listed && e.NetworkID != "" {
-			return known{missing: fmt.Sprintf("Docker has not listed network %s yet", e.Network), loopback: loopback}
+			return known{missing: fmt.Sprintf("Docker has not listed network %s yet", e.Network), fromHost: fromHost}
 		}
 		g.Neighbors = append(g.Neighbors, n.Subnets...)
 		g.Gateways = slices.Concat(g.Gateways, n.Gateways, e.Gateways)
 	}
 	g.Networks, g.Neighbors = sorted(g.Networks, netip.Prefix.Compare), sorted(g.Neighbors, netip.Prefix.Compare)
-	g.Gateways, g.Resolvers = sorted(g.Gateways, netip.Addr.Compare), sorted(slices.Concat(resolvers, loopback), netip.Addr.Compare)
-	return known{groups: g, loopback: loopback}
+	g.Gateways, g.Resolvers = sorted(g.Gateways, netip.Addr.Compare), sorted(slices.Concat(resolvers, fromHost), netip.Addr.Compare)
+	return known{groups: g, fromHost: fromHost}
 }
 
 // lacks reports whether c is in a network that Docker has not listed.
@@ -100,36 +100,45 @@ var dockersOwn = []netip.Addr{
 }
 
 // resolvers are those that c asks by its veths: those of docker run --dns, else of the configuration, else the host's.
-// The container's own resolv.conf says nothing, because the container writes it. loopback are those that the engine
-// asks for it, from the host.
-func (s surroundings) resolvers(c docker.Container) (out, loopback []netip.Addr) {
-	all := s.host.resolvers
+// The container's own resolv.conf says nothing, because the container writes it. fromHost are those that the engine
+// asks for it, from the host: of the host's what its engine asks so, else what is on the loopback.
+func (s surroundings) resolvers(c docker.Container) (out, fromHost []netip.Addr) {
+	all, engine := s.host.resolvers, c.FromHost
 	if len(s.conf.DNS) > 0 {
-		all = s.conf.DNS
+		all, engine = s.conf.DNS, docker.LoopbackFromHost
 	}
 	if len(c.DNS) > 0 {
-		all = nil
+		all, engine = nil, docker.LoopbackFromHost
 		for _, text := range c.DNS {
 			if a, err := netip.ParseAddr(text); err == nil {
 				all = append(all, a.Unmap().WithZone(""))
 			}
 		}
 	}
+	asks, elsewhere := hasResolver(c), false
 	for _, a := range all {
-		if a.IsLoopback() {
-			loopback = append(loopback, a)
-		} else {
+		elsewhere = elsewhere || !a.IsLoopback()
+		switch {
+		case asks && engine.Asks(a):
+			fromHost = append(fromHost, a)
+		case !a.IsLoopback():
 			out = append(out, a)
 		}
 	}
-	onDefault := c.NetworkMode == "default" || c.NetworkMode == "bridge"
-	if len(out) == 0 && onDefault && len(c.DNS) == 0 && len(s.conf.DNS) == 0 {
+	if !elsewhere && onDefault(c) && len(c.DNS) == 0 && len(s.conf.DNS) == 0 {
 		out = dockersOwn
 	}
-	if onDefault { // where no resolver of the engine's is
-		loopback = nil
-	}
-	return out, loopback
+	return out, fromHost
+}
+
+// onDefault reports whether c was made for the default network.
+func onDefault(c docker.Container) bool {
+	return c.NetworkMode == "default" || c.NetworkMode == "bridge"
+}
+
+// hasResolver reports whether the engine's resolver is there for c: on every network but the default one.
+func hasResolver(c docker.Container) bool {
+	return !onDefault(c) || slices.ContainsFunc(c.Networks, func(e docker.Endpoint) bool { return e.Network != "bridge" })
 }
 
 // The files that name the host's resolvers. Of a host whose first file names systemd's stub alone, Docker reads

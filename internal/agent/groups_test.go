@@ -145,27 +145,40 @@ func TestGroupsNotKnownAnyMore(t *testing.T) {
 
 func TestResolvers(t *testing.T) {
 	stub := []netip.Addr{systemdStub}
+	both := addrsOf("192.0.2.53", "2001:db8::53")
+	const old, v6, all = docker.LoopbackFromHost, docker.IPv6FromHost, docker.AllFromHost
 	for name, tc := range map[string]struct {
-		host    []netip.Addr
-		dns     []string
-		mode    string
-		want    []netip.Addr
-		outside bool
+		host     []netip.Addr
+		dns      []string
+		mode     string
+		engine   docker.FromHost
+		want     []netip.Addr
+		fromHost []netip.Addr
 	}{
-		"the host's":                   {addrsOf("192.0.2.53", "2001:db8::53"), nil, "shop", addrsOf("192.0.2.53", "2001:db8::53"), false},
-		"its own":                      {addrsOf("192.0.2.53"), []string{"198.51.100.53", "x", "::ffff:198.51.100.54"}, "shop", addrsOf("198.51.100.53", "198.51.100.54"), false},
-		"on the host's loopback":       {stub, nil, "shop", nil, true},
-		"one of them there":            {append(addrsOf("192.0.2.53"), stub...), nil, "shop", addrsOf("192.0.2.53"), true},
-		"its own on loopback":          {addrsOf("192.0.2.53"), []string{"127.0.0.1"}, "shop", nil, true},
-		"loopback and Docker's own":    {stub, nil, "default", dockersOwn, false},
-		"loopback beside another":      {append(addrsOf("192.0.2.53"), stub...), nil, "bridge", addrsOf("192.0.2.53"), false},
-		"no resolver":                  {nil, nil, "shop", nil, false},
-		"the default network, its own": {stub, []string{"198.51.100.53"}, "bridge", addrsOf("198.51.100.53"), false},
+		"the host's":                        {both, nil, "shop", old, both, nil},
+		"the host's, engines 26 and 27":     {both, nil, "shop", v6, both[:1], both[1:]},
+		"the host's, engines from 28 on":    {both, nil, "shop", all, nil, both},
+		"its own":                           {addrsOf("192.0.2.53"), []string{"198.51.100.53", "x", "::ffff:198.51.100.54"}, "shop", all, addrsOf("198.51.100.53", "198.51.100.54"), nil},
+		"on the host's loopback":            {stub, nil, "shop", old, nil, stub},
+		"one of them there":                 {append(addrsOf("192.0.2.53"), stub...), nil, "shop", old, addrsOf("192.0.2.53"), stub},
+		"its own on loopback":               {addrsOf("192.0.2.53"), []string{"127.0.0.1"}, "shop", all, nil, addrsOf("127.0.0.1")},
+		"loopback and Docker's own":         {stub, nil, "default", all, dockersOwn, nil},
+		"loopback beside another":           {append(addrsOf("192.0.2.53"), stub...), nil, "bridge", all, addrsOf("192.0.2.53"), nil},
+		"no resolver":                       {nil, nil, "shop", all, nil, nil},
+		"the default network":               {both, nil, "default", all, both, nil},
+		"the default network, its own":      {stub, []string{"198.51.100.53"}, "bridge", all, addrsOf("198.51.100.53"), nil},
+		"the default network and another":   {both, nil, "default+", all, nil, both},
+		"the same, an engine before 26":     {both, nil, "bridge+", old, both, nil},
+		"the same, and the host's loopback": {stub, nil, "bridge+", all, dockersOwn, stub},
 	} {
+		c := docker.Container{DNS: tc.dns, FromHost: tc.engine, Networks: []docker.Endpoint{{Network: "bridge"}}}
+		mode, joined := strings.CutSuffix(tc.mode, "+")
+		if c.NetworkMode = mode; joined {
+			c.Networks = append(c.Networks, docker.Endpoint{Network: "shop"})
+		}
 		s := surroundings{host: &host{resolvers: tc.host}}
-		got, loopback := s.resolvers(docker.Container{DNS: tc.dns, NetworkMode: tc.mode})
-		if !slices.Equal(got, tc.want) || len(loopback) > 0 != tc.outside {
-			t.Errorf("%s: %v %v", name, got, loopback)
+		if got, fromHost := s.resolvers(c); !slices.Equal(got, tc.want) || !slices.Equal(fromHost, tc.fromHost) {
+			t.Errorf("%s: %v, from the host %v", name, got, fromHost)
 		}
 	}
 	got := nameservers("# nameserver 192.0.2.1\nsearch x\nnameserver\t192.0.2.53 # x\nnameserver fe80::1%eth0\nnameserver\nnameserver x")
@@ -175,7 +188,7 @@ func TestResolvers(t *testing.T) {
 }
 
 func TestWantedOfGroups(t *testing.T) {
-	stub := known{loopback: []netip.Addr{systemdStub}, groups: policy.Groups{Resolvers: []netip.Addr{systemdStub}}}
+	stub := known{fromHost: []netip.Addr{systemdStub}, groups: policy.Groups{Resolvers: []netip.Addr{systemdStub}}}
 	for _, tc := range []struct {
 		label    string
 		k        known
@@ -194,7 +207,7 @@ func TestWantedOfGroups(t *testing.T) {
 		{"xdp.drop=udp,multicast,metadata", known{missing: "all"}, true, resolverClosed{}},
 	} {
 		w, _ := wanted(box(1, true, strings.Fields(tc.label)...), tc.k, config.Config{}, compile)
-		warns := slices.ContainsFunc(w.warnings, func(s string) bool { return strings.Contains(s, "loopback") })
+		warns := slices.ContainsFunc(w.warnings, func(s string) bool { return strings.Contains(s, "127.0.0.11") })
 		if (w.tables != nil) != tc.open || w.waits != (tc.k.missing != "" && !tc.open) || w.resolver != tc.resolver || warns != (tc.open && tc.resolver != resolverClosed{}) {
 			t.Errorf("%s %+v: %+v", tc.label, tc.k, w)
 		}
@@ -213,14 +226,19 @@ func TestGroupsOfConfiguration(t *testing.T) {
 		{docker.Container{NetworkMode: "shop"}, addrsOf("127.0.0.53", "192.0.2.53"), true},
 		{docker.Container{NetworkMode: "default"}, addrsOf("192.0.2.53"), false},
 		{docker.Container{NetworkMode: "shop", DNS: []string{"192.0.2.54"}}, addrsOf("192.0.2.54"), false},
+		{docker.Container{NetworkMode: "shop", DNS: []string{"192.0.2.54"}, FromHost: docker.AllFromHost}, addrsOf("192.0.2.54"), false},
 	} {
 		k := s.of(tc.c)
-		if !slices.Equal(k.groups.Resolvers, tc.resolvers) || len(k.loopback) > 0 != tc.outside {
-			t.Errorf("%+v: %v, on loopback %v", tc.c, k.groups.Resolvers, k.loopback)
+		if !slices.Equal(k.groups.Resolvers, tc.resolvers) || len(k.fromHost) > 0 != tc.outside {
+			t.Errorf("%+v: %v, from the host %v", tc.c, k.groups.Resolvers, k.fromHost)
 		}
 		if !slices.Equal(k.groups.Host, addrsOf("198.51.100.1", "203.0.113.7")) {
 			t.Errorf("host %v", k.groups.Host)
 		}
+	}
+	s.conf = parseConfig(t, "dns: 192.0.2.53") // as daemon.json has it, whose servers the engine asks from the container
+	if k := s.of(docker.Container{NetworkMode: "shop", FromHost: docker.AllFromHost}); len(k.fromHost) > 0 {
+		t.Errorf("asked from the host: %v", k.fromHost)
 	}
 	s.conf = parseConfig(t, "dns: 127.0.0.53")
 	if k := s.of(docker.Container{NetworkMode: "default"}); len(k.groups.Resolvers) > 0 {

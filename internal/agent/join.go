@@ -15,7 +15,9 @@ import (
 // sharing is what follows for an owner from those who join its network.
 type sharing struct {
 	// Both: what comes out of the network may get around one hook.
-	Both     bool   `json:"both"`
+	Both bool `json:"both"`
+	// NetAdmin: one of them may configure the network namespace.
+	NetAdmin bool   `json:"net_admin,omitempty"`
 	Loophole string `json:"loophole,omitempty"` // see Loophole
 }
 
@@ -62,6 +64,7 @@ func (s surroundings) sharedWith(c docker.Container) (out sharing) {
 			continue
 		}
 		out.Both = out.Both || detours(j)
+		out.NetAdmin = out.NetAdmin || netAdmin(j)
 		if capability, how, options := overrides(j); capability != "" {
 			why := fmt.Sprintf("container %s shares its network and has %s, so no filter on the veth holds it: %s; start that one without %s, and restart this one",
 				j.Name, capability, how, options)
@@ -91,6 +94,7 @@ func (s surroundings) livesIn(j, c docker.Container) bool {
 func (c *container) sharedIn(now sharing) sharing {
 	if c.stay.Sandbox == c.SandboxID {
 		now.Both = now.Both || c.stay.Both
+		now.NetAdmin = now.NetAdmin || c.stay.NetAdmin
 		now.Loophole = cmp.Or(c.stay.Loophole, now.Loophole)
 	}
 	if c.stay = (stay{}); now.Both && c.SandboxID != "" {

@@ -86,6 +86,9 @@ func TestJoinerComesAndGoes(t *testing.T) {
 		r.engine.emit(docker.ActionDestroy, created.ID)
 		r.after(2 * resync)
 		r.wantHeld(owner, true, "box20 shares")
+		if !r.agent.containers[owner.ID].stay.NetAdmin {
+			t.Error("that it had CAP_NET_ADMIN is forgotten")
+		}
 		if !r.said("WARN", "box20 shares its network") {
 			t.Error("the log does not say it")
 		}

@@ -13,8 +13,8 @@ import (
 // enginesResolver is where a container asks it.
 const enginesResolver = "127.0.0.11"
 
-// resolverClosed says what a container may not ask the engine's resolver: where that asks a resolver on the host's loopback,
-// it does so from the host, and no veth sees the query.
+// resolverClosed says what a container may not ask the engine's resolver: where that asks a resolver from the host
+// (docker.FromHost), no veth sees the query.
 type resolverClosed struct{ udp, tcp bool }
 
 // resolverState is what was last put into force, in which namespace.
@@ -24,9 +24,9 @@ type resolverState struct {
 	ifindex int
 }
 
-// closes is what s closes of resolvers on the host's loopback: each is asked by a protocol only where all of them may be.
-func closes(s policy.Stack, loopback []netip.Addr) (c resolverClosed) {
-	for _, a := range loopback {
+// closes is what s closes of resolvers that are asked from the host: each is asked by a protocol only where all of them may be.
+func closes(s policy.Stack, fromHost []netip.Addr) (c resolverClosed) {
+	for _, a := range fromHost {
 		c.udp = c.udp || !mayAsk(s, "udp", a)
 		c.tcp = c.tcp || !mayAsk(s, "tcp", a)
 	}
@@ -48,7 +48,7 @@ func mayAsk(s policy.Stack, proto string, a netip.Addr) bool {
 func (a *agent) closeResolverTo(c *container) {
 	closed, ifindex := c.want.resolver, 0
 	switch {
-	case !c.asks || len(c.known.loopback) == 0:
+	case !c.asks || len(c.known.fromHost) == 0:
 		closed = resolverClosed{}
 	case c.want.waits && c.Running: // what is in force stays
 		return
@@ -66,17 +66,33 @@ func (a *agent) closeResolverTo(c *container) {
 func (a *agent) closeResolver(c *container, path string, ifindex int) []Interface {
 	a.closeResolverTo(c)
 	want := resolverState{c.want.resolver, path, ifindex}
-	if c.want.waits || c.resolver == want {
-		return nil
+	if !c.want.waits && c.resolver != want {
+		if err := a.kernel.CloseResolver(path, ifindex, want.udp, want.tcp); err != nil {
+			return namesPass("and could not be closed: " + OneLine(err))
+		}
+		c.resolver = want
 	}
-	if err := a.kernel.CloseResolver(path, ifindex, want.udp, want.tcp); err != nil {
-		return []Interface{{
-			Network: enginesResolver, State: Partial,
-			Error: "names can be asked for past the filter: the engine's resolver asks the host's loopback, and could not be closed: " + OneLine(err),
-		}}
+	if c.reopensResolver() {
+		return namesPass("and the container, or one that shares its network, has CAP_NET_ADMIN: it can rewrite there what is sent, behind what " +
+			"closes the resolver; start it without --privileged and --cap-add NET_ADMIN, or give it a resolver with docker run --dns ADDRESS")
 	}
-	c.resolver = want
 	return nil
+}
+
+// namesPass says that a way out is left by the engine's resolver.
+func namesPass(why string) []Interface {
+	return []Interface{{
+		Network: enginesResolver, State: Partial,
+		Error: "names can be asked for past the filter: the engine's resolver asks others from the host, " + why,
+	}}
+}
+
+// reopensResolver reports whether what closes the engine's resolver to c does not hold it although a filter on its veth does: with
+// CAP_NET_ADMIN in a user namespace of its own it can lay rules in its network namespace that make another destination of what it
+// sends after every program has judged it. Without one of its own nothing holds it (Loophole), and that is said instead.
+func (c *container) reopensResolver() bool {
+	closed := c.want.resolver != (resolverClosed{}) && len(c.known.fromHost) > 0
+	return closed && c.UserNS && (netAdmin(c.Container) || c.known.sharing.NetAdmin)
 }
 
 // closeResolverEarly closes the engine's resolver to a container before its process runs, where it has to be closed, so that it stays
@@ -85,7 +101,7 @@ func (a *agent) closeResolver(c *container, path string, ifindex int) []Interfac
 func (a *agent) closeResolverEarly(c *container, p *port) bool {
 	closed := c.want.resolver
 	switch {
-	case closed == resolverClosed{} || len(c.known.loopback) == 0:
+	case closed == resolverClosed{} || len(c.known.fromHost) == 0:
 		return true
 	case p.NsID < 0:
 		return false

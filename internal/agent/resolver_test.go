@@ -2,6 +2,7 @@ package agent
 
 import (
 	"errors"
+	"fmt"
 	"maps"
 	"path/filepath"
 	"strings"
@@ -9,6 +10,7 @@ import (
 	"time"
 
 	"github.com/vethwall/vethwall/docker"
+	"github.com/vethwall/vethwall/policy"
 )
 
 func TestResolverIsClosed(t *testing.T) {
@@ -32,6 +34,28 @@ func TestResolverIsClosed(t *testing.T) {
 	})
 }
 
+// TestResolverOfNewEngines has a resolver that is not on the host's loopback. Only engines that ask it from the host need another's
+// closed, and one that may be asked stays open.
+func TestResolverOfNewEngines(t *testing.T) {
+	old, closed, list := box(10, true, "xdp.drop=all"), box(20, true, "xdp.drop=all"), box(30, true, "xdp.egress.allow=dns")
+	old.NetworkMode, closed.NetworkMode, list.NetworkMode = "shop", "shop", "shop"
+	closed.FromHost, list.FromHost = docker.AllFromHost, docker.AllFromHost
+	inTime(t, []docker.Container{old, closed, list}, func(r *rig) {
+		listBridge(r)
+		r.kernel.host = &host{resolvers: addrsOf("192.0.2.53")}
+	}, func(r *rig) {
+		want := map[string]resolverClosed{old.SandboxKey: {}, closed.SandboxKey: {true, true}, list.SandboxKey: {}}
+		r.kernel.set(func() {
+			for key, want := range want {
+				if got := r.kernel.resolvers[key]; got != want {
+					t.Errorf("%s: %+v, want %+v", key, got, want)
+				}
+			}
+		})
+		r.groups(list, policy.Groups{Resolvers: addrsOf("192.0.2.53")})
+	})
+}
+
 func TestResolverCannotBeClosed(t *testing.T) {
 	c := box(10, true, "xdp.drop=udp")
 	c.NetworkMode = "shop"
@@ -49,6 +73,54 @@ func TestResolverCannotBeClosed(t *testing.T) {
 			t.Errorf("%+v", record)
 		}
 	})
+}
+
+// TestResolverAndNetAdmin: who may rewrite destinations in a namespace with a closed resolver can ask it, which its record says.
+func TestResolverAndNetAdmin(t *testing.T) {
+	const open = "enforced [bridge enforced 10:open]"
+	const past = "partial [bridge enforced 10:open] [127.0.0.11 partial 0:]"
+	remapped := func(c *docker.Container) { c.UserNS, c.CapAdd = true, []string{"NET_ADMIN"} }
+	for name, tc := range map[string]struct {
+		label  string
+		change func(*docker.Container)
+		joins  func(*docker.Container) // nil where nobody does
+		server string
+		want   string
+	}{
+		"a user namespace":            {"xdp.drop=all", remapped, nil, "192.0.2.53", past},
+		"and privileged":              {"xdp.drop=all", func(c *docker.Container) { c.UserNS, c.Privileged = true, true }, nil, "192.0.2.53", past},
+		"without the capability":      {"xdp.drop=all", func(c *docker.Container) { c.UserNS = true }, nil, "192.0.2.53", open},
+		"of a joiner":                 {"xdp.drop=all", func(c *docker.Container) { c.UserNS = true }, remapped, "192.0.2.53", past},
+		"a joiner without it":         {"xdp.drop=all", func(c *docker.Container) { c.UserNS = true }, func(*docker.Container) {}, "192.0.2.53", open},
+		"names may be asked":          {"xdp.egress.allow=dns", remapped, nil, "192.0.2.53", open},
+		"no name server":              {"xdp.drop=all", remapped, nil, "", open},
+		"its own name server":         {"xdp.drop=all", func(c *docker.Container) { remapped(c); c.DNS = []string{"192.0.2.53"} }, nil, "192.0.2.53", open},
+		"no user namespace, no holds": {"xdp.drop=all", netAdminToo, nil, "192.0.2.53", open},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := box(10, true, tc.label)
+			c.NetworkMode, c.FromHost = "shop", docker.AllFromHost
+			tc.change(&c)
+			all := []docker.Container{c}
+			if tc.joins != nil {
+				all = append(all, joiner(20, true, c.ID, tc.joins))
+			}
+			inTime(t, all, func(r *rig) {
+				listBridge(r)
+				r.kernel.host = &host{}
+				if tc.server != "" {
+					r.kernel.host.resolvers = addrsOf(tc.server)
+				}
+			}, func(r *rig) {
+				r.want(c, tc.want)
+				if record := r.kernel.record(c.ID); tc.want == past && !strings.Contains(fmt.Sprint(record.Interfaces), "CAP_NET_ADMIN") {
+					t.Errorf("%+v", record)
+				}
+				r.after(2 * resync)
+				r.want(c, tc.want)
+			})
+		})
+	}
 }
 
 // TestResolverIsClosedEarly starts a container in both orders. What it asks the engine's resolver no hold keeps back.

@@ -92,14 +92,14 @@ func wanted(c docker.Container, k known, conf config.Config, compile func(policy
 	case w.live && k.missing != "":
 		w.tables, w.waits, w.problem = nil, true, "who is in its groups is not known: "+k.missing
 	}
-	if len(k.loopback) > 0 {
-		w.resolver = closes(k.groups.Resolve(stack), k.loopback)
+	if len(k.fromHost) > 0 {
+		w.resolver = closes(k.groups.Resolve(stack), k.fromHost)
 	}
 	if w.tables == nil {
 		w.resolver = resolverClosed{true, true}
 	}
 	if w.resolver != (resolverClosed{}) && w.tables != nil {
-		w.warnings = append(w.warnings, "the host's resolver is on its loopback, so the engine would ask it from the host past every rule: its own at 127.0.0.11 is closed to the container, names of other containers included; allow dns, or give the container a resolver with docker run --dns ADDRESS")
+		w.warnings = append(w.warnings, "the engine asks the host's resolvers from the host, past every rule: its own at 127.0.0.11 is closed to the container, names of other containers included; allow dns, or give the container a resolver with docker run --dns ADDRESS")
 	}
 	w.both, w.program = detours(c) || k.sharing.Both, Program(stack)
 	for i := range stack {

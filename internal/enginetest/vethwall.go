@@ -29,6 +29,8 @@ type Vethwall struct {
 	// Config is the path of the agent's configuration, which says nothing at first. Programs is the directory of the
 	// operator's objects, which is empty.
 	Config, Programs string
+	// Inside lets the program see the engine's own files, such as its resolv.conf, in the place of the machine's.
+	Inside bool
 	// Heard, if not nil, is told what the agent logs as it does, by the line or several.
 	Heard func(text string)
 
@@ -168,7 +170,7 @@ func (v *Vethwall) Configure(text string) {
 // agent's configuration its path.
 func (v *Vethwall) Ask(args ...string) Answer {
 	v.t.Helper()
-	cmd := v.Command(v.Bin, v.withFlags(args)...)
+	cmd := v.program(args)
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	err := cmd.Run()
@@ -187,6 +189,15 @@ func (v *Vethwall) MustAsk(args ...string) string {
 		v.t.Fatalf("vethwall %s: exit code %d: %s%s", strings.Join(args, " "), a.Code, a.Stderr, a.Stdout)
 	}
 	return a.Stdout
+}
+
+// program prepares a run of the program.
+func (v *Vethwall) program(args []string) *exec.Cmd {
+	args = v.withFlags(args)
+	if v.Inside {
+		return v.Engine.command(append([]string{v.Bin}, args...))
+	}
+	return v.Command(v.Bin, args...)
 }
 
 func (v *Vethwall) withFlags(args []string) []string {
@@ -218,14 +229,14 @@ func (v *Vethwall) SpawnAgent(flags ...string) {
 		v.t.Fatal("an agent runs already")
 	}
 	a.log.reset(v.Heard)
-	cmd := v.Command(v.Bin, v.withFlags(append([]string{"agent"}, flags...))...)
+	cmd := v.program(append([]string{"agent"}, flags...))
 	cmd.Stdout, cmd.Stderr = &a.log, &a.log
 	done, err := spawn(cmd, syscall.SIGKILL)
 	if err != nil {
 		v.t.Fatal(err)
 	}
 	a.cmd = cmd
-	a.pid, a.done = cmd.Process.Pid, done // nsenter becomes the agent, it does not fork
+	a.pid, a.done = cmd.Process.Pid, done // no wrapper forks: each becomes the next, and the last the agent
 }
 
 // EndAgent sends the agent a signal, waits for its end and returns its exit code, -1 where the signal

@@ -10,11 +10,12 @@ import (
 // namespace, and so past the container's veth. The others it asks from the container's.
 type FromHost uint8
 
+// LoopbackFromHost: those on the host's loopback, by every engine. IPv6FromHost: those of IPv6, too, where the container has none or they
+// have a zone, by engines 26 and 27. AllFromHost: by engines from 28 on.
 const (
-	LoopbackFromHost FromHost = iota // those on the host's loopback: every engine
-	// IPv6FromHost: those of IPv6 too, where the container has none or they have a zone; engines 26 and 27.
+	LoopbackFromHost FromHost = iota
 	IPv6FromHost
-	AllFromHost // engines from 28 on
+	AllFromHost
 )
 
 // Asks reports whether a, of the host's resolv.conf, is or may be asked from the host.

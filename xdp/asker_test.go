@@ -131,7 +131,7 @@ func TestCloseResolverTo(t *testing.T) {
 		if a.asks(scope, how, udp) || !a.asks(nobody, how, udp) {
 			t.Errorf("%s: it arrives from who may not ask, or not from who may", how)
 		}
-		for a.udp.SetReadDeadline(time.Now().Add(200 * time.Millisecond)) == nil { // more segments
+		for a.udp.SetReadDeadline(time.Now().Add(200*time.Millisecond)) == nil { // more segments
 			if _, _, err := a.udp.ReadFrom(make([]byte, 64)); err != nil {
 				break
 			}

@@ -49,8 +49,8 @@ build: ## build ./vethwall (static, no clang needed)
 run: build ## build, then run the agent in the foreground (as root)
 	./vethwall agent
 
-# One package after the other: the link and engine layers share one kernel, and time-outs are measured there. Engine tests mostly wait.
-TEST = $(GO) test -count=1 -p 1 -parallel 4
+# One package after the other: the link and engine layers share one kernel, and time-outs are measured there.
+TEST = $(GO) test -count=1 -p 1
 
 test: ## every test layer that this machine can run (root and a Docker engine: all of them)
 	$(GO) vet ./...

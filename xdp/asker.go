@@ -14,9 +14,10 @@ import (
 // askers are the containers that may not ask the engine's resolver, as the program knows them that judges what sockets send. It is
 // there from the first of them on, and ends with this process: what is closed by CloseResolver stays so.
 type askers struct {
-	objs   askerObjects
+	ids    *ebpf.Map
 	link   link.Link // nil while nobody is closed
 	closed map[string]resolverClosed
+	failed error // it cannot be there, and is not tried again
 }
 
 // CloseResolverTo is CloseResolver for a container by its id, 64 hexadecimal digits, which may be given before the container
@@ -43,17 +44,20 @@ func (f *Filter) CloseResolverTo(id string, ifindex int, udp, tcp bool) error {
 	}
 	if want == (resolverClosed{}) {
 		delete(f.askers.closed, id)
-		if err := f.askers.objs.Askers.Delete(key); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		if err := f.askers.ids.Delete(key); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 			return fmt.Errorf("open the resolver to %.12s: %w", id, err)
 		}
 		return nil
 	}
-	if err := f.watchAskers(); err != nil {
+	if f.askers.failed == nil && f.askers.link == nil {
+		f.askers.failed = f.watchAskers()
+	}
+	if err := f.askers.failed; err != nil {
 		return fmt.Errorf("close the resolver to %.12s: %w", id, err)
 	}
 	number := map[bool]uint8{true: 1}
 	value := askerAsker{Ifindex: uint32(ifindex), Counters: want.counters, ClosedUdp: number[udp], ClosedTcp: number[tcp]} // #nosec G115 -- an ifindex
-	if err := f.askers.objs.Askers.Put(key, value); err != nil {
+	if err := f.askers.ids.Put(key, value); err != nil {
 		return fmt.Errorf("close the resolver to %.12s: %w", id, err)
 	}
 	f.askers.closed[id] = want
@@ -62,9 +66,6 @@ func (f *Filter) CloseResolverTo(id string, ifindex int, udp, tcp bool) error {
 
 // watchAskers attaches the program to the root of the host's cgroups.
 func (f *Filter) watchAskers() error {
-	if f.askers.link != nil {
-		return nil
-	}
 	root, err := hostCgroups()
 	if err != nil {
 		return err
@@ -73,13 +74,20 @@ func (f *Filter) watchAskers() error {
 	if err != nil {
 		return err
 	}
-	err = spec.LoadAndAssign(&f.askers.objs, &ebpf.CollectionOptions{MapReplacements: f.sharedMaps()})
-	if err != nil {
+	var objs struct { // and no more: each map that is shared would be opened once more
+		Askers        *ebpf.Map     `ebpf:"askers"`
+		VethwallAsker *ebpf.Program `ebpf:"vethwall_asker"`
+	}
+	if err := spec.LoadAndAssign(&objs, &ebpf.CollectionOptions{MapReplacements: f.sharedMaps()}); err != nil {
 		return err
 	}
-	f.askers.closed = map[string]resolverClosed{}
-	f.askers.link, err = link.AttachCgroup(link.CgroupOptions{Path: root, Attach: ebpf.AttachCGroupInetEgress, Program: f.askers.objs.VethwallAsker})
-	return errors.Join(err, f.askers.objs.VethwallAsker.Close())
+	defer objs.VethwallAsker.Close()
+	l, err := link.AttachCgroup(link.CgroupOptions{Path: root, Attach: ebpf.AttachCGroupInetEgress, Program: objs.VethwallAsker})
+	if err != nil {
+		return errors.Join(err, objs.Askers.Close())
+	}
+	f.askers = askers{ids: objs.Askers, link: l, closed: map[string]resolverClosed{}}
+	return nil
 }
 
 // TryCloseResolverTo says why CloseResolverTo would fail on this host, as far as that can be told without doing it.
@@ -96,8 +104,8 @@ func TryCloseResolverTo() error {
 func (a *askers) close() {
 	if a.link != nil {
 		_ = a.link.Close()
+		_ = a.ids.Close()
 	}
-	_ = a.objs.Close()
 }
 
 // hostCgroups is where the root of the host's cgroups v2 is mounted: for the host's first process, as a container has a root of its

@@ -247,6 +247,8 @@ func TestNeighborMasquerade(t *testing.T) {
 	s.tr.sinks["published"] = sink{Container: c, v4: c.Addr(s.network, 4), v6: c.Addr(s.network, 6)}
 	awaitFilter(t, s.v, c.Name, 1)
 	s.aim(t, "published")
+	// Engines from 28 on drop earlier what comes for a container from another network.
+	_, _ = s.v.Command("iptables", "-t", "raw", "-F", "PREROUTING").CombinedOutput()
 	for round := range 2 {
 		if round > 0 {
 			time.Sleep(11 * time.Second) // meanwhile the agent looks which devices there are

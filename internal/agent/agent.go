@@ -225,8 +225,6 @@ type agent struct {
 	plain                    map[string]bool // containers that ask for nothing
 	held                     map[int]*port   // by ifindex
 	beaten                   time.Time       // when the hold was refreshed last
-	chores                   []*port         // to prepare
-	choreBell                chan struct{}   // rings while there are some
 	looking                  bool            // at processes, beside the loop
 	attaching, outlining     map[string]bool // by id of the network, of the container
 	holdTrouble, procTrouble string          // as hostTrouble
@@ -280,7 +278,7 @@ func newAgent(k kernel, h holder, o Options) *agent {
 		containers:   map[string]*container{}, records: map[string]string{}, dirty: map[string]bool{}, touched: newTouched(), compiled: map[string][]compiled{}, hostStale: true,
 		plain: map[string]bool{}, held: map[int]*port{}, attaching: map[string]bool{}, outlining: map[string]bool{},
 		ports: map[int]xdp.Port{}, nameless: map[int]time.Time{}, guarded: map[string]bool{}, asked: map[int]bool{},
-		lane: make(chan *leftover, laneDepth), news: make(chan func(), 64), slots: make(chan struct{}, inspectors), bell: make(chan struct{}, 1), choreBell: make(chan struct{}, 1), ended: make(chan struct{}),
+		lane: make(chan *leftover, laneDepth), news: make(chan func(), 64), slots: make(chan struct{}, inspectors), bell: make(chan struct{}, 1), ended: make(chan struct{}),
 	}
 }
 

@@ -27,8 +27,6 @@ func (a *agent) loop(ctx context.Context) {
 			a.hear()
 		case <-a.bell:
 			a.lostMessages()
-		case <-a.choreBell:
-			a.doChore()
 		case <-tick.C:
 			clear(a.compiled)
 			a.everythingDirty()

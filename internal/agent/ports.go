@@ -190,36 +190,14 @@ func (a *agent) filter(c *container, p *port, network docker.Network) {
 	}
 }
 
-// prepare has the usual hooks attached to a port that is held, where its container wants them: later it takes too long. As that may
-// keep another port waiting whose container is about to run, it is done when there is no news, one port at a time.
+// prepare attaches the usual hooks to a port that is held, where its container wants them: later it takes too long.
 func (a *agent) prepare(p *port, c *container) {
 	if p.prepared || !usual(c) {
 		return
 	}
 	p.prepared = true
-	a.chores = append(a.chores, p)
-	a.ringForChores()
-}
-
-func (a *agent) ringForChores() {
-	select {
-	case a.choreBell <- struct{}{}:
-	default: // it has rung already
-	}
-}
-
-// doChore prepares the next port.
-func (a *agent) doChore() {
-	if len(a.news) == 0 {
-		p := a.chores[0]
-		a.chores = a.chores[1:]
-		if a.held[p.Index] == p {
-			err := a.hold.Prepare(p.Index)
-			a.log.Debug("a port is prepared", "port", p.Name, "error", err) // attaching the filter will say what is wrong
-		}
-	}
-	if len(a.chores) > 0 {
-		a.ringForChores()
+	if err := a.hold.Prepare(p.Index); err != nil && !xdp.IsGone(err) {
+		a.log.Debug("cannot prepare a port", "port", p.Name, "error", err) // attaching the filter will say what is wrong
 	}
 }
 

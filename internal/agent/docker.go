@@ -336,19 +336,17 @@ func (a *agent) answered(s *session, c *container, answer docker.Container, err 
 // learn takes in an answer. What c wants follows from labels, which never change, from whether its image is known,
 // from its name where the configuration picks by it, and from its groups, which enforce looks after.
 func (a *agent) learn(c *container, answer docker.Container) {
-	if !c.inspected || answer.ImageKnown && !c.ImageKnown || answer.Name != c.Name {
-		k := a.around.of(answer)
-		c.want, c.asks = a.wanted(answer, k)
-		c.known = k.needed(c.want.live)
-	}
-	if c.want.live && a.around.lacks(answer) {
-		a.askNetworks()
-	}
+	news := !c.inspected || answer.ImageKnown && !c.ImageKnown || answer.Name != c.Name
 	if answer.SandboxKey != c.SandboxKey || answer.Pid != c.Pid {
 		c.path = ""
 	}
 	c.Container, c.inspected, c.stale = answer, true, false
-	a.closeResolverTo(c)
+	if news {
+		a.decide(c, a.around.of(answer))
+	}
+	if c.want.live && a.around.lacks(answer) {
+		a.askNetworks()
+	}
 	a.dirty[c.ID] = true
 	a.lookAtOwner(answer)
 }

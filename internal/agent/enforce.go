@@ -53,9 +53,7 @@ func (a *agent) rethink(c *container) {
 		return
 	}
 	if k := a.knownOf(c); !k.equal(c.known) {
-		c.known = k
-		c.want, c.asks = a.wanted(c.Container, k)
-		a.closeResolverTo(c)
+		a.decide(c, k)
 	}
 }
 

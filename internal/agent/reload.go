@@ -132,9 +132,7 @@ func (a *agent) configure(conf config.Config) {
 	clear(a.plain) // it may pick some of them
 	for _, c := range a.containers {
 		if c.inspected {
-			c.known = a.around.of(c.Container)
-			c.want, c.asks = a.wanted(c.Container, c.known)
-			a.closeResolverTo(c)
+			a.decide(c, a.around.of(c.Container))
 		}
 	}
 	a.everythingDirty()

@@ -43,14 +43,19 @@ func mayAsk(s policy.Stack, proto string, a netip.Addr) bool {
 	return err == nil && (x.Reason == policy.Pass || x.Audited)
 }
 
+// closedFromHost is what c may not ask of the engine's resolver because that would ask it from the host.
+func (c *container) closedFromHost() resolverClosed {
+	if !c.asks || len(c.known.fromHost) == 0 {
+		return resolverClosed{}
+	}
+	return c.want.resolver
+}
+
 // closeResolverTo is closeResolver by the container's id alone, as soon as it is known what it wants: its first query is held, too,
 // and so is what it asks until somebody finds its namespace. It ends with the agent.
 func (a *agent) closeResolverTo(c *container) {
-	closed, ifindex := c.want.resolver, 0
-	switch {
-	case !c.asks || len(c.known.fromHost) == 0:
-		closed = resolverClosed{}
-	case c.want.waits && c.Running: // what is in force stays
+	closed, ifindex := c.closedFromHost(), 0
+	if closed != (resolverClosed{}) && c.want.waits && c.Running { // what is in force stays
 		return
 	}
 	if c.Running && len(c.devices) > 0 {
@@ -91,17 +96,16 @@ func namesPass(why string) []Interface {
 // CAP_NET_ADMIN in a user namespace of its own it can lay rules in its network namespace that make another destination of what it
 // sends after every program has judged it. Without one of its own nothing holds it (Loophole), and that is said instead.
 func (c *container) reopensResolver() bool {
-	closed := c.want.resolver != (resolverClosed{}) && len(c.known.fromHost) > 0
-	return closed && c.UserNS && (netAdmin(c.Container) || c.known.sharing.NetAdmin)
+	return c.closedFromHost() != (resolverClosed{}) && c.UserNS && (netAdmin(c.Container) || c.known.sharing.NetAdmin)
 }
 
 // closeResolverEarly closes the engine's resolver to a container before its process runs, where it has to be closed, so that it stays
 // closed whatever becomes of this agent. It is false until that can be done: engines before 28 move a port's other end
 // into the namespace late. Where it cannot be done at all the look at the running container does it, and says what it cannot.
 func (a *agent) closeResolverEarly(c *container, p *port) bool {
-	closed := c.want.resolver
+	closed := c.closedFromHost()
 	switch {
-	case closed == resolverClosed{} || len(c.known.fromHost) == 0:
+	case closed == resolverClosed{}:
 		return true
 	case p.NsID < 0:
 		return false

@@ -261,8 +261,5 @@ func (a *agent) outlined(answer docker.Container) {
 		answer.Name = name
 	}
 	c.Container, c.outlined = answer, true
-	k := a.around.of(answer)
-	c.want, c.asks = a.wanted(answer, k)
-	c.known = k.needed(c.want.live)
-	a.closeResolverTo(c)
+	a.decide(c, a.around.of(answer))
 }

@@ -72,11 +72,14 @@ func (a *agent) compile(s policy.Stack, g policy.Groups) (*xdp.Tables, error) {
 	return t, err
 }
 
-// wanted is what c asks for; false where it asks for nothing.
-func (a *agent) wanted(c docker.Container, k known) (want, bool) {
-	return wanted(c, k, a.around.conf, a.compile)
+// decide works out what c asks for, from k, and closes at once what needs neither its namespace nor a veth.
+func (a *agent) decide(c *container, k known) {
+	c.want, c.asks = wanted(c.Container, k, a.around.conf, a.compile)
+	c.known = k.needed(c.want.live)
+	a.closeResolverTo(c)
 }
 
+// wanted is what c asks for; false where it asks for nothing.
 func wanted(c docker.Container, k known, conf config.Config, compile func(policy.Stack, policy.Groups) (*xdp.Tables, error)) (want, bool) {
 	stack, asks, warnings, err := Stack(c, conf)
 	if !asks {

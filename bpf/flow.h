@@ -209,7 +209,8 @@ static long reclaim_flow(void *table, const struct flow_key *k, const struct flo
 
 /*
  * Makes a conversation one of those that were answered. Where there is no room what has been idle for too long is
- * forgotten, and if that is not enough what one side has closed long ago, once a second at most. An agent does that now and then, but there need not be one.
+ * forgotten, and if that is not enough what one side has closed long ago, once a second at most. An agent does the
+ * former now and then, but there need not be one.
  */
 static __noinline int keep(const struct flow_key *k, const struct flow *f, __u32 block)
 {

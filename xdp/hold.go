@@ -7,7 +7,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
 
@@ -282,11 +281,13 @@ func (f *Filter) holdBack(ifindex int, hooks ...string) error {
 			continue
 		}
 		var l link.Link
-		var err error
-		if hook == hookXDP {
-			l, err = attachXDP(ifindex, f.usual(hook), Generic)
-		} else {
-			l, err = f.tryTCX(id, f.usual(hook))
+		program, err := f.program(hook, Want{})
+		switch {
+		case err != nil:
+		case hook == hookXDP:
+			l, err = attachXDP(ifindex, program, Generic)
+		default:
+			l, err = f.tryTCX(id, program)
 		}
 		if err != nil {
 			return errors.Join(err, f.endHold(ifindex))
@@ -296,14 +297,6 @@ func (f *Filter) holdBack(ifindex int, hooks ...string) error {
 		}
 	}
 	return nil
-}
-
-// usual is the program that the hold attaches at a hook.
-func (f *Filter) usual(hook string) *ebpf.Program {
-	if hook == hookXDP {
-		return f.objs.VethwallXdp
-	}
-	return f.objs.VethwallReceived
 }
 
 // endHold takes the hold's programs off, but those that Attach has made a filter of.

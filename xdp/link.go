@@ -464,7 +464,7 @@ func (f *Filter) tryTCX(id hookID, program *ebpf.Program) (link.Link, error) {
 
 // refresh gives a link the program that belongs there and its pin back.
 func (f *Filter) refresh(id hookID, l link.Link, program *ebpf.Program) error {
-	if f.loose[id] && program == f.usual(id.hook) {
+	if f.loose[id] { // the hold attaches what belongs there
 		return f.keepPinned(id, l)
 	}
 	info, err := l.Info()

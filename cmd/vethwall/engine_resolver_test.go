@@ -30,12 +30,7 @@ func TestResolverOnTheHostsLoopback(t *testing.T) {
 
 	asks := func(c *enginetest.Container, name string) bool {
 		_, _ = c.Do("resolve", name) // the sink answers nothing of use
-		for _, a := range resolver.Received() {
-			if strings.Contains(a.Text, strings.Split(name, ".")[0]) {
-				return true
-			}
-		}
-		return false
+		return mentioned(resolver.Received(), strings.Split(name, ".")[0])
 	}
 	for _, tc := range []struct {
 		name   string
@@ -98,6 +93,11 @@ func TestResolverOnTheHostsLoopback(t *testing.T) {
 	}
 }
 
+// mentioned reports whether a query for a name has arrived.
+func mentioned(received []enginetest.Arrival, name string) bool {
+	return slices.ContainsFunc(received, func(a enginetest.Arrival) bool { return strings.Contains(a.Text, name) })
+}
+
 // TestResolverOfTheHost is the same, in short, for a host whose name server is none of its loopback's. Engines from 28 on ask that
 // one from the host, too, and those before 26 from the container, by its veth.
 func TestResolverOfTheHost(t *testing.T) {
@@ -142,7 +142,7 @@ func TestResolverOfTheHost(t *testing.T) {
 			_, _ = c.Do("resolve", tc.name+"-later.example.")
 			received := resolver.With(v.Docker).Received()
 			for _, query := range []string{tc.name + "-first", tc.name + "-later"} {
-				if got := slices.ContainsFunc(received, func(a enginetest.Arrival) bool { return strings.Contains(a.Text, query) }); got != tc.passes {
+				if got := mentioned(received, query); got != tc.passes {
 					t.Errorf("%s arrives: %t, want %t", query, got, tc.passes)
 				}
 			}
@@ -204,7 +204,7 @@ func TestFirstQuery(t *testing.T) {
 		received := resolver.Received()
 		for _, name := range names {
 			for _, query := range []string{name + "-first", name + "-later"} {
-				got := slices.ContainsFunc(received, func(a enginetest.Arrival) bool { return strings.Contains(a.Text, query) })
+				got := mentioned(received, query)
 				if got != tc.passes {
 					t.Errorf("%s: arrives: %t, want %t", query, got, tc.passes)
 				}

@@ -40,7 +40,7 @@ static __always_inline int is_own(const struct policy *own, __u8 family, const _
  */
 static __always_inline enum reason antispoof(struct identity id, const struct packet *p)
 {
-	__u32 own_id = id.own & ~TWO_HOOKS;
+	__u32 own_id = id.own & OWN_POLICY;
 	const struct policy *own;
 	__u64 mac = 0;
 

@@ -98,11 +98,14 @@ struct device {
  */
 struct identity {
 	__u8 mac[6];
-	__u16 own; /* and TWO_HOOKS */
+	__u16 own; /* OWN_POLICY, TWO_HOOKS and GUARDED */
 };
 
+#define OWN_POLICY 0x3fff
 /* What the container sends is judged by XDP, and again at tc ingress where it came past that. */
 #define TWO_HOOKS 0x8000
+/* And its bridge takes from it only what tc ingress has marked. */
+#define GUARDED 0x4000
 
 /*
  * An address that a port of a bridge has; or, where bridge and family are 0, a port or another device of which it is

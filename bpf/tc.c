@@ -11,6 +11,9 @@
 #define TC_PASS -1 /* TC_ACT_UNSPEC: what is attached after us has its say */
 #define TC_DROP 2 /* TC_ACT_SHOT */
 
+/* A bit that no packet has that comes from another network namespace (skb_scrub_packet); the rule that looks for it takes it away. */
+#define GUARD_MARK 0x80000000
+
 /* Ethernet, IPv4 and TCP without options: what the stack builds has its headers in one piece, and these at least. */
 #define LEAST_HEADERS 54
 /* All headers of nearly every packet. */
@@ -127,6 +130,8 @@ static __always_inline int filter_skb(struct __sk_buff *skb, enum direction d)
 		v = judge_skb(skb, policy, &device, &p, d);
 	else
 		read_skb(skb, d, &p);
+	if (d == EGRESS && passes(v) && find_identity(&device).own & GUARDED)
+		skb->mark |= GUARD_MARK;
 	device.ifindex = skb->ifindex; /* without a policy it is 0 */
 	tell(&device, policy, &p, d, v, skb->len);
 	return passes(v) ? TC_PASS : TC_DROP;

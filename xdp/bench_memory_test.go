@@ -113,7 +113,7 @@ func (m *memoryRun) containers() {
 		must(m.b, err)
 		nodes += len(own.nodes)
 		w := Want{Policy: t, Own: own, MAC: net.HardwareAddr{0, 0, 0x5e, 0, 0x53, 1}}
-		must(m.b, m.f.maps.setPolicy(100_000+i, w, false))
+		must(m.b, m.f.maps.setPolicy(100_000+i, w, 0))
 		must(m.b, m.f.SaveRecord(fmt.Sprintf("%064x", i), make([]byte, 1500)))
 	}
 	if n := len(m.f.maps.policies) - manyContainers; n != 1 {

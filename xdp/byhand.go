@@ -98,7 +98,7 @@ func (f *Filter) wantsBoth(ifindex int) (bool, error) {
 	if err := f.objs.Identities.Lookup(uint32(d.Counters), &id); err != nil {
 		return false, fmt.Errorf("read map identities: %w", err)
 	}
-	return id.Own&twoHooks != 0, nil
+	return id.Own&(twoHooks|guarded) != 0, nil
 }
 
 // loadPinned loads the programs over the maps that are pinned.

@@ -59,6 +59,7 @@ type Filter struct {
 	// standing is what Attach has left on devices.
 	standing map[int]standing
 	lost     map[int]bool // see Lost
+	guarded  map[int]bool // devices of which tc ingress marks what it lets pass
 	// tcx: the kernel has it, and noTCX: it has none (before 6.6), and clsact takes its place. Neither: nobody has looked.
 	tcx, noTCX bool
 	damage     error
@@ -74,7 +75,7 @@ func Open(dir string) (*Filter, error) {
 	}
 	f := &Filter{
 		dir: dir, lock: lock, held: map[int]bool{}, loose: map[hookID]bool{}, resolvers: map[int]resolverClosed{}, programs: map[digest]loadedProgram{},
-		standing: map[int]standing{}, lost: map[int]bool{},
+		standing: map[int]standing{}, lost: map[int]bool{}, guarded: map[int]bool{},
 	}
 	if err := f.load(); err != nil {
 		f.Close()
@@ -239,7 +240,7 @@ func (f *Filter) relock() error {
 }
 
 // format is the number of what the maps' values mean; it changes where their types do not.
-const format = 3
+const format = 4
 
 // mapsDir names the directory of the maps by a hash of their layout: cilium/ebpf calls a pinned map compatible
 // by type, sizes and flags only, and a struct whose fields moved would pass.

@@ -3,6 +3,7 @@ package xdp
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"slices"
 	"time"
@@ -28,6 +29,7 @@ type Hold struct {
 	inXDP  bool
 	why    error
 	known  map[int]bool   // may send
+	guards map[int]bool   // which of them are guarded
 	gaps   map[int]uint64 // what ports that are held had sent when rules were put back that somebody had removed
 	last   time.Time      // of the last refresh
 }
@@ -48,25 +50,53 @@ const lapse = deadMan - deadMan/10
 // OpenHold begins to hold the new ports of the network namespace that this thread is in; ports are those of now. Where the agent
 // before this one has held ports and its hold has not ended, they stay held. Close it before f.
 func OpenHold(f *Filter, ports []Port) *Hold {
-	h := &Hold{filter: f, rules: newRuleset(f.dir), known: map[int]bool{}, gaps: map[int]uint64{}, last: time.Now()}
-	before, left, err := h.rules.read()
+	h := &Hold{filter: f, rules: newRuleset(f.dir), known: map[int]bool{}, guards: map[int]bool{}, gaps: map[int]uint64{}, last: time.Now()}
+	before, guarded, left, err := h.rules.read()
 	adopt := err == nil && left > deadMan-lapse && h.rules.whole()
 	for _, p := range ports {
 		if !adopt || slices.Contains(before, p.Index) || !p.Dockers() {
 			h.known[p.Index] = true
 		}
+		// Without its program nothing that it sends would have the mark.
+		if slices.Contains(guarded, p.Index) && f.Both(p.Index) {
+			h.guards[p.Index], f.guarded[p.Index] = true, true
+		}
 	}
-	if h.why = h.rules.install(h.knownPorts()); h.why != nil {
-		h.inXDP = true
-	}
+	h.install()
 	return h
 }
 
-func (h *Hold) knownPorts() (out []int) {
-	for ifindex := range h.known {
-		out = append(out, ifindex)
+// install puts the rules into force, or where that cannot be has a program hold what comes from now on.
+func (h *Hold) install() {
+	known, guarded := h.apart(slices.Collect(maps.Keys(h.known)))
+	if h.why = h.rules.install(known, guarded); h.why != nil {
+		h.inXDP = true
+		clear(h.guards)
+		for ifindex := range h.filter.guarded {
+			delete(h.filter.guarded, ifindex)
+			_ = h.filter.mark(ifindex)
+		}
 	}
-	return out
+}
+
+// admit makes a port one that may send.
+func (h *Hold) admit(ifindex int) {
+	h.known[ifindex] = true
+	if h.filter.guarded[ifindex] {
+		h.guards[ifindex] = true
+	}
+}
+
+// apart tells ports that are guarded from others.
+func (h *Hold) apart(ifindexes []int) (others, guarded []int) {
+	for _, i := range ifindexes {
+		if h.guards[i] {
+			guarded = append(guarded, i)
+		} else {
+			others = append(others, i)
+		}
+	}
+	return others, guarded
 }
 
 // Way says how ports are held, and where it is not by rules why not.
@@ -113,13 +143,15 @@ func (h *Hold) Forget(ifindexes ...int) error {
 	if len(gone) == 0 {
 		return nil
 	}
+	known, guarded := h.apart(gone)
 	for _, ifindex := range gone {
 		delete(h.known, ifindex)
+		delete(h.guards, ifindex)
 	}
 	if h.inXDP {
 		return nil
 	}
-	return h.mend(h.rules.forget(gone...))
+	return h.mend(h.rules.forget(known, guarded))
 }
 
 // Unseen is how many packets of a port may have passed that is held: those from before there was a program, or while somebody had
@@ -169,7 +201,7 @@ func (h *Hold) Prepare(ifindex int) error {
 func (h *Hold) Release(ifindexes ...int) error {
 	ifindexes = slices.DeleteFunc(slices.Clone(ifindexes), h.Known)
 	for _, i := range ifindexes {
-		h.known[i] = true
+		h.admit(i)
 		delete(h.gaps, i)
 	}
 	if len(ifindexes) == 0 {
@@ -180,7 +212,7 @@ func (h *Hold) Release(ifindexes ...int) error {
 		errs = append(errs, h.filter.endHold(i))
 	}
 	if !h.inXDP {
-		errs = append(errs, h.mend(h.rules.release(ifindexes...)))
+		errs = append(errs, h.mend(h.rules.release(h.apart(ifindexes))))
 	}
 	return errors.Join(errs...)
 }
@@ -200,7 +232,7 @@ func (h *Hold) Refresh() (lapsed bool, err error) {
 		for _, p := range ports {
 			if !h.known[p.Index] {
 				fresh = append(fresh, p.Index)
-				h.known[p.Index] = true
+				h.admit(p.Index)
 			}
 		}
 	}
@@ -209,7 +241,7 @@ func (h *Hold) Refresh() (lapsed bool, err error) {
 	for _, ifindex := range fresh {
 		errs = append(errs, h.filter.endHold(ifindex)) // what Prepare has attached
 	}
-	return lapsed, errors.Join(append(errs, h.mend(h.rules.refresh(fresh...)))...)
+	return lapsed, errors.Join(append(errs, h.mend(h.rules.refresh(h.apart(fresh))))...)
 }
 
 // Mend installs the rules again if somebody has removed them.
@@ -227,8 +259,7 @@ func (h *Hold) mend(err error) error {
 		return nil
 	}
 	h.last = time.Now()
-	if h.why = h.rules.install(h.knownPorts()); h.why != nil {
-		h.inXDP = true
+	if h.install(); h.why != nil {
 		return fmt.Errorf("%w: %w", err, h.why)
 	}
 	h.noteGaps()
@@ -271,7 +302,7 @@ func (f *Filter) holdBack(ifindex int, hooks ...string) error {
 	if !f.held[ifindex] && f.hooked(ifindex) {
 		return nil
 	}
-	if err := f.maps.setPolicy(ifindex, Want{Policy: holdPolicy}, false); err != nil {
+	if err := f.maps.setPolicy(ifindex, Want{Policy: holdPolicy}, 0); err != nil {
 		return err
 	}
 	f.held[ifindex] = true
@@ -323,10 +354,10 @@ func (f *Filter) endHold(ifindex int) error {
 func HoldInForce(dir string) (way Held, dropped uint64) {
 	r := newRuleset(dir)
 	defer r.close()
-	_, left, err := r.read()
+	_, _, left, err := r.read()
 	switch {
 	case err == nil && left > 0:
-		return HeldNFT, r.dropped()
+		return HeldNFT, r.dropped(r.held)
 	case err != nil && AgentRuns(dir):
 		return HeldXDP, 0
 	}

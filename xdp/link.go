@@ -102,7 +102,7 @@ func (f *Filter) adopt() error {
 	var err error
 	eachDevice(f.dir, func(d filterDevice) {
 		if ifindex := int(d.Ifindex); d.Policy == 0 && exists(ifindex) && !f.hooked(ifindex) {
-			err = errors.Join(err, f.maps.setPolicy(ifindex, Want{Policy: Closed()}, false))
+			err = errors.Join(err, f.maps.setPolicy(ifindex, Want{Policy: Closed()}, f.bits(ifindex)))
 		}
 	})
 	return err
@@ -216,6 +216,17 @@ func (f *Filter) Both(ifindex int) bool {
 	return !f.ByHand(ifindex) && f.has(hookID{ifindex, hookXDP}) && f.has(hookID{ifindex, hookSent})
 }
 
+// bits are those of a device's identity.
+func (f *Filter) bits(ifindex int) (bits uint16) {
+	if f.Both(ifindex) {
+		bits |= twoHooks
+	}
+	if f.guarded[ifindex] {
+		bits |= guarded
+	}
+	return bits
+}
+
 // Attach puts w into force on the host-side veth of a container. The policy is in force when it returns without an error. What is attached is kept: its policy
 // changes in one step, its mode does not, and a program that `vethwall attach` put there keeps the XDP slot, unless w
 // has a Program. A device that Shut set down comes up again, with its filter. ErrTaken: see there. After any error the
@@ -249,7 +260,7 @@ func (f *Filter) attach(ifindex int, w Want, rest *Rest) error {
 	if closed {
 		first = Want{Policy: Closed()} // until the filter is complete; without a link it says that Shut has been here
 	}
-	if err := f.maps.setPolicy(ifindex, first, f.Both(ifindex)); err != nil {
+	if err := f.maps.setPolicy(ifindex, first, f.bits(ifindex)); err != nil {
 		return err
 	}
 	var added []hookID // at tc
@@ -279,7 +290,7 @@ func (f *Filter) attach(ifindex int, w Want, rest *Rest) error {
 			return err
 		}
 	}
-	if err := f.maps.setPolicy(ifindex, w, f.Both(ifindex)); err != nil {
+	if err := f.maps.setPolicy(ifindex, w, f.bits(ifindex)); err != nil {
 		return err
 	}
 	if fresh && closed {
@@ -358,7 +369,7 @@ func (f *Filter) Shut(ifindex int) (byFilter bool, err error) {
 	}
 	// The entry of a device without a hook says, to us and to those after us, that we set it down. Without
 	// room for an entry it has to go down all the same.
-	return false, errors.Join(setLink(ifindex, netlink.LinkSetDown), f.maps.setPolicy(ifindex, Want{Policy: Closed()}, false))
+	return false, errors.Join(setLink(ifindex, netlink.LinkSetDown), f.maps.setPolicy(ifindex, Want{Policy: Closed()}, f.bits(ifindex)))
 }
 
 // ensure attaches the program that belongs at a hook unless it is there, and sees to it that it is that of this version
@@ -500,7 +511,7 @@ func (f *Filter) Detach(ifindex int) error {
 		// The hooks go one after the other, and what is left judges meanwhile.
 		open, err := Compile(nil)
 		if err == nil {
-			err = f.maps.setPolicy(ifindex, Want{Policy: open}, f.Both(ifindex))
+			err = f.maps.setPolicy(ifindex, Want{Policy: open}, f.bits(ifindex))
 		}
 		errs = append(errs, err)
 	}
@@ -583,6 +594,7 @@ func (f *Filter) Forget(ifindexes ...int) error {
 		delete(f.held, ifindex)
 		delete(f.standing, ifindex)
 		delete(f.lost, ifindex)
+		delete(f.guarded, ifindex)
 		errs = append(errs, f.maps.remove(ifindex))
 	}
 	return errors.Join(errs...)
@@ -613,6 +625,7 @@ func (f *Filter) Sweep(links Links) error {
 		}
 	}
 	maps.DeleteFunc(f.standing, func(ifindex int, _ standing) bool { return !linked[ifindex] })
+	maps.DeleteFunc(f.guarded, func(ifindex int, _ bool) bool { return !linked[ifindex] && !exists(ifindex) })
 	f.maps.free(time.Now())
 	return errors.Join(append(errs, f.sweepPrograms(), f.maps.states.sweep(), f.neighbors.sweep(links), f.repin(), f.relock())...)
 }

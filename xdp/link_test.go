@@ -559,9 +559,9 @@ func TestDevicesThatShareASlot(t *testing.T) {
 	f := open(t, bpffs(t))
 	defer f.Close()
 	a, b := 77, 77+deviceSlots
-	must(t, f.maps.setPolicy(a, Want{Policy: labelled(t, "xdp.drop=udp")}, false))
-	must(t, f.maps.setPolicy(b, Want{Policy: labelled(t, "xdp.drop=tcp")}, false))
-	must(t, f.maps.setPolicy(a, Want{Policy: labelled(t, "xdp.drop=gre")}, false))
+	must(t, f.maps.setPolicy(a, Want{Policy: labelled(t, "xdp.drop=udp")}, 0))
+	must(t, f.maps.setPolicy(b, Want{Policy: labelled(t, "xdp.drop=tcp")}, 0))
+	must(t, f.maps.setPolicy(a, Want{Policy: labelled(t, "xdp.drop=gre")}, 0))
 	again, err := newPool(&f.objs)
 	must(t, err)
 	for _, ifindex := range []int{a, b} {
@@ -570,7 +570,7 @@ func TestDevicesThatShareASlot(t *testing.T) {
 		}
 	}
 	must(t, f.maps.remove(a))
-	must(t, f.maps.setPolicy(b, Want{Policy: labelled(t, "xdp.drop=igmp")}, false))
+	must(t, f.maps.setPolicy(b, Want{Policy: labelled(t, "xdp.drop=igmp")}, 0))
 	must(t, f.maps.remove(b))
 	if again, err = newPool(&f.objs); err != nil || len(again.devices) != 0 {
 		t.Errorf("left: %v, %v", again.devices, err)

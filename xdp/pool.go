@@ -117,13 +117,14 @@ func (p *pool) inUse(id uint16) bool {
 
 // The parts of struct identity's own in bpf/maps.h.
 const (
-	ownPolicy = 0x7fff
+	ownPolicy = 0x3fff
 	twoHooks  = 0x8000
+	guarded   = 0x4000
 )
 
 // setPolicy puts w's policy and identity into force for a device: each is the old or the new, nothing in between. Its
-// counters begin anew when the policy is another. both says that tc ingress follows XDP.
-func (p *pool) setPolicy(ifindex int, w Want, both bool) error {
+// counters begin anew when the policy is another. bits are twoHooks and guarded.
+func (p *pool) setPolicy(ifindex int, w Want, bits uint16) error {
 	d, had := p.devices[ifindex]
 	old := d.Policy
 	if !had {
@@ -136,7 +137,7 @@ func (p *pool) setPolicy(ifindex int, w Want, both bool) error {
 		}
 	}
 	// Before the policy of a new device, after which packets are judged by it.
-	if err := errors.Join(p.setIdentity(d.Counters, w, both), p.setBridge(d.Counters, w.Bridge)); err != nil {
+	if err := errors.Join(p.setIdentity(d.Counters, w, bits), p.setBridge(d.Counters, w.Bridge)); err != nil {
 		return err
 	}
 	id, err := p.policy(w.Policy)
@@ -165,19 +166,20 @@ func (p *pool) setPolicy(ifindex int, w Want, both bool) error {
 }
 
 // setIdentity says who the container of a counter block is: in one step, so that no packet is held against half of it.
-func (p *pool) setIdentity(block uint16, w Want, both bool) error {
-	var id filterIdentity
+func (p *pool) setIdentity(block uint16, w Want, bits uint16) error {
+	id := filterIdentity{Own: bits}
 	if w.Own != nil {
 		own, err := p.policy(w.Own)
 		if err != nil {
 			return err
 		}
-		id.Own = own
+		id.Own |= own
 		copy(id.Mac[:], w.MAC)
 	}
-	if both {
-		id.Own |= twoHooks
-	}
+	return p.putIdentity(block, id)
+}
+
+func (p *pool) putIdentity(block uint16, id filterIdentity) error {
 	old := p.identities[block]
 	if old == id {
 		return nil
@@ -231,7 +233,7 @@ func (p *pool) remove(ifindex int) error {
 	if err != nil {
 		return fmt.Errorf("remove ifindex %d: %w", ifindex, err)
 	}
-	if err := errors.Join(p.setIdentity(d.Counters, Want{}, false), p.setBridge(d.Counters, 0)); err != nil {
+	if err := errors.Join(p.setIdentity(d.Counters, Want{}, 0), p.setBridge(d.Counters, 0)); err != nil {
 		return err
 	}
 	delete(p.devices, ifindex)

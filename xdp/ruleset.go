@@ -16,10 +16,18 @@ import (
 // ruleset is the hold in nftables, a table of the bridge family:
 //
 //	set known           interfaces that may send
+//	set guarded         those that may send what tc ingress has marked (see Hold.Guard)
 //	set alive0, alive1  one element that every packet has, for deadMan
 //	chain prerouting {
 //		iif @known accept
+//		iif @guarded jump guarded
 //		iifname "veth" and seven letters: jump held
+//	}
+//	chain guarded {
+//		ether daddr & ff:ff:ff:ff:ff:f0 == 01:80:c2:00:00:00 drop
+//		meta mark & guardMark == 0 counter drop
+//		meta mark set meta mark & ~guardMark
+//		accept
 //	}
 //	chain held {
 //		ARP, neighbour discovery, MLD reports: accept
@@ -35,18 +43,23 @@ import (
 type ruleset struct {
 	conn             *nftables.Conn // nil until it is needed
 	table            *nftables.Table
-	known            *nftables.Set
+	known, guarded   *nftables.Set
 	alive            [2]*nftables.Set
 	turn             int
 	prerouting, held *nftables.Chain
+	guard            *nftables.Chain
 }
 
 // deadMan is how long the hold outlives its last refresh.
 const deadMan = 5 * time.Second
 
+// guardMark is GUARD_MARK of bpf/tc.c.
+const guardMark = 0x80000000
+
 // The number of rules by chain, by which a ruleset is known to be whole.
 const (
-	rulesPrerouting = 2
+	rulesPrerouting = 3
+	rulesGuard      = 4
 	rulesHeld       = 5
 )
 
@@ -62,8 +75,9 @@ func tableOf(dir string) *nftables.Table {
 func newRuleset(dir string) *ruleset {
 	t := tableOf(dir)
 	r := &ruleset{
-		table: t, held: &nftables.Chain{Table: t, Name: "held"},
-		known: &nftables.Set{Table: t, Name: "known", KeyType: nftables.TypeIFIndex, KeyByteOrder: binaryutil.NativeEndian},
+		table: t, held: &nftables.Chain{Table: t, Name: "held"}, guard: &nftables.Chain{Table: t, Name: "guarded"},
+		known:   &nftables.Set{Table: t, Name: "known", KeyType: nftables.TypeIFIndex, KeyByteOrder: binaryutil.NativeEndian},
+		guarded: &nftables.Set{Table: t, Name: "guarded", KeyType: nftables.TypeIFIndex, KeyByteOrder: binaryutil.NativeEndian},
 	}
 	for i, name := range []string{"alive0", "alive1"} {
 		r.alive[i] = &nftables.Set{Table: t, Name: name, KeyType: iifType, KeyByteOrder: binaryutil.NativeEndian, HasTimeout: true}
@@ -127,11 +141,11 @@ func (r *ruleset) close() {
 }
 
 // install puts the whole table in the place of what is there, in one step.
-func (r *ruleset) install(known []int) error {
+func (r *ruleset) install(known, guarded []int) error {
 	err := r.change(func(c *nftables.Conn) error {
 		c.AddTable(r.table) // so that there is one to delete
 		c.DelTable(r.table)
-		return r.build(c, known)
+		return r.build(c, known, guarded)
 	})
 	if err != nil {
 		return fmt.Errorf("install the nftables table bridge %s: %w", r.table.Name, err)
@@ -142,31 +156,42 @@ func (r *ruleset) install(known []int) error {
 // try says why the kernel would refuse the table. It takes it back in the same transaction.
 func (r *ruleset) try() error {
 	return r.change(func(c *nftables.Conn) error {
-		err := r.build(c, nil)
+		err := r.build(c, nil, nil)
 		c.DelTable(r.table)
 		return err
 	})
 }
 
-func (r *ruleset) build(c *nftables.Conn, known []int) error {
+func (r *ruleset) build(c *nftables.Conn, known, guarded []int) error {
 	c.AddTable(r.table)
-	for _, s := range []*nftables.Set{r.known, r.alive[0], r.alive[1]} {
+	for _, s := range []*nftables.Set{r.known, r.guarded, r.alive[0], r.alive[1]} {
 		s.ID = 0 // was that of an earlier transaction
 		if err := c.AddSet(s, nil); err != nil {
 			return err
 		}
 	}
 	c.AddChain(r.prerouting)
+	c.AddChain(r.guard)
 	c.AddChain(r.held)
-	return errors.Join(r.addRules(c), r.addKnown(c, known), r.renew(c))
+	return errors.Join(r.addRules(c), add(c, r.known, known), add(c, r.guarded, guarded), r.renew(c))
 }
 
 // perMessage is how many elements one message of netlink has room for.
 const perMessage = 1000
 
-func (r *ruleset) addKnown(c *nftables.Conn, ifindexes []int) error {
+func add(c *nftables.Conn, s *nftables.Set, ifindexes []int) error {
 	for some := range slices.Chunk(ifindexes, perMessage) {
-		if err := c.SetAddElements(r.known, elements(some)); err != nil {
+		if err := c.SetAddElements(s, elements(some)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// take takes elements out of a set, which has them.
+func take(c *nftables.Conn, s *nftables.Set, ifindexes []int) error {
+	for some := range slices.Chunk(ifindexes, perMessage) {
+		if err := c.SetDeleteElements(s, elements(some)); err != nil {
 			return err
 		}
 	}
@@ -181,31 +206,26 @@ func (r *ruleset) renew(c *nftables.Conn) error {
 	return c.SetAddElements(r.alive[r.turn], []nftables.SetElement{{Key: ether, Timeout: deadMan}})
 }
 
-// refresh lets the hold go on for deadMan from now, with more ports that are known.
-func (r *ruleset) refresh(known ...int) error {
-	return r.change(func(c *nftables.Conn) error { return errors.Join(r.addKnown(c, known), r.renew(c)) })
-}
-
-// release lets ports send.
-func (r *ruleset) release(ifindexes ...int) error {
-	return r.change(func(c *nftables.Conn) error { return r.addKnown(c, ifindexes) })
-}
-
-// forget takes out interfaces, which must be known.
-func (r *ruleset) forget(ifindexes ...int) error {
+// refresh lets the hold go on for deadMan from now, and releases ports.
+func (r *ruleset) refresh(known, guarded []int) error {
 	return r.change(func(c *nftables.Conn) error {
-		for some := range slices.Chunk(ifindexes, perMessage) {
-			if err := c.SetDeleteElements(r.known, elements(some)); err != nil {
-				return err
-			}
-		}
-		return nil
+		return errors.Join(add(c, r.known, known), add(c, r.guarded, guarded), r.renew(c))
 	})
+}
+
+// release lets ports send, the guarded ones what is marked.
+func (r *ruleset) release(known, guarded []int) error {
+	return r.change(func(c *nftables.Conn) error { return errors.Join(add(c, r.known, known), add(c, r.guarded, guarded)) })
+}
+
+// forget takes out interfaces, which must be in the sets.
+func (r *ruleset) forget(known, guarded []int) error {
+	return r.change(func(c *nftables.Conn) error { return errors.Join(take(c, r.known, known), take(c, r.guarded, guarded)) })
 }
 
 // whole reports whether the kernel has the table with all its rules.
 func (r *ruleset) whole() bool {
-	for chain, want := range map[*nftables.Chain]int{r.prerouting: rulesPrerouting, r.held: rulesHeld} {
+	for chain, want := range map[*nftables.Chain]int{r.prerouting: rulesPrerouting, r.guard: rulesGuard, r.held: rulesHeld} {
 		if rules, err := r.rules(chain); err != nil || len(rules) != want {
 			return false
 		}
@@ -221,30 +241,36 @@ func (r *ruleset) rules(chain *nftables.Chain) (out []*nftables.Rule, err error)
 	return out, err
 }
 
-// read returns what is in force: the known interfaces, and for how long yet the rules hold without a refresh, 0
+// read returns what is in force: the interfaces that may send, which of them are guarded, and for how long yet the rules hold without a refresh, 0
 // where they do not.
-func (r *ruleset) read() (known []int, left time.Duration, err error) {
-	var found [3][]nftables.SetElement
+func (r *ruleset) read() (known, guarded []int, left time.Duration, err error) {
+	var found [4][]nftables.SetElement
 	err = r.ask(func(c *nftables.Conn) (err error) {
-		for i, s := range []*nftables.Set{r.known, r.alive[0], r.alive[1]} {
+		for i, s := range []*nftables.Set{r.known, r.guarded, r.alive[0], r.alive[1]} {
 			if found[i], err = c.GetSetElements(s); err != nil {
 				return fmt.Errorf("read the nftables table bridge %s: %w", r.table.Name, err)
 			}
 		}
 		return nil
 	})
-	for _, e := range found[0] {
-		known = append(known, int(binaryutil.NativeEndian.Uint32(e.Key)))
-	}
-	for _, e := range slices.Concat(found[1], found[2]) {
+	guarded = interfaces(found[1])
+	known = append(interfaces(found[0]), guarded...)
+	for _, e := range slices.Concat(found[2], found[3]) {
 		left = max(left, e.Expires)
 	}
-	return known, left, err
+	return known, guarded, left, err
 }
 
-// dropped is how many packets the rules have dropped since they were installed.
-func (r *ruleset) dropped() (n uint64) {
-	rules, _ := r.rules(r.held)
+func interfaces(elements []nftables.SetElement) (out []int) {
+	for _, e := range elements {
+		out = append(out, int(binaryutil.NativeEndian.Uint32(e.Key)))
+	}
+	return out
+}
+
+// dropped is how many packets the rules of a chain have dropped since they were installed.
+func (r *ruleset) dropped(chain *nftables.Chain) (n uint64) {
+	rules, _ := r.rules(chain)
 	for _, rule := range rules {
 		for _, e := range rule.Exprs {
 			if counter, ok := e.(*expr.Counter); ok {
@@ -295,10 +321,15 @@ func (r *ruleset) addRules(c *nftables.Conn) error {
 	countedDrop := []expr.Any{&expr.Counter{}, &expr.Verdict{Kind: expr.VerdictDrop}}
 	const ip, icmp = expr.PayloadBaseNetworkHeader, expr.PayloadBaseTransportHeader
 	rule(r.prerouting, in(&expr.Meta{Key: expr.MetaKeyIIF, Register: 1}, r.known), accept)
+	rule(r.prerouting, in(&expr.Meta{Key: expr.MetaKeyIIF, Register: 1}, r.guarded), []expr.Any{&expr.Verdict{Kind: expr.VerdictJump, Chain: r.guard.Name}})
 	rule(r.prerouting, dockersName(), []expr.Any{&expr.Verdict{Kind: expr.VerdictJump, Chain: r.held.Name}})
 	rule(r.held, etherType(unix.ETH_P_ARP), accept)
 	rule(r.held, etherType(unix.ETH_P_IPV6), is(at(ip, 6), unix.IPPROTO_ICMPV6), is(at(ip, 7), 255), in(at(icmp, 0), discovery), accept)
 	rule(r.held, etherType(unix.ETH_P_IPV6), is(at(ip, 6), unix.IPPROTO_HOPOPTS), is(at(ip, 40), unix.IPPROTO_ICMPV6), in(at(ip, 48), reports), accept)
+	rule(r.guard, toBridge(), []expr.Any{&expr.Verdict{Kind: expr.VerdictDrop}})
+	rule(r.guard, mark(guardMark), []expr.Any{&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: make([]byte, 4)}}, countedDrop)
+	rule(r.guard, mark(^uint32(guardMark)), []expr.Any{&expr.Meta{Key: expr.MetaKeyMARK, Register: 1, SourceRegister: true}})
+	rule(r.guard, accept)
 	for _, s := range r.alive {
 		rule(r.held, in(&expr.Meta{Key: expr.MetaKeyIIFTYPE, Register: 1}, s), countedDrop)
 	}
@@ -312,6 +343,23 @@ func in(load expr.Any, s *nftables.Set) []expr.Any {
 
 func is(load expr.Any, value ...byte) []expr.Any {
 	return []expr.Any{load, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: value}}
+}
+
+// toBridge matches the group addresses that IEEE 802.1D keeps for bridges.
+func toBridge() []expr.Any {
+	return []expr.Any{
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseLLHeader, Len: 6},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 6, Mask: []byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xf0}, Xor: make([]byte, 6)},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{0x01, 0x80, 0xc2, 0, 0, 0}},
+	}
+}
+
+// mark loads the bits of a packet's mark that are in mask.
+func mark(mask uint32) []expr.Any {
+	return []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyMARK, Register: 1},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: binaryutil.NativeEndian.PutUint32(mask), Xor: make([]byte, 4)},
+	}
 }
 
 func etherType(t uint16) []expr.Any {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -50,6 +51,7 @@ func TestNetAdmin(t *testing.T) {
 			start(t, "port-"+label[len(label)-3:], label, "xdp.antispoof=false").port(t, arrives)
 		})
 		t.Run("wired as Kata does it, "+label, func(t *testing.T) { start(t, "kata-"+label[len(label)-3:], label).kata(t, arrives) })
+		t.Run("past both hooks, "+label, func(t *testing.T) { start(t, "both-"+label[len(label)-3:], label).pastBoth(t, arrives) })
 	}
 	t.Run("its eth0", func(t *testing.T) { start(t, "eth0", "xdp.drop=udp").takeAway(t) })
 	t.Run("another's veth", func(t *testing.T) {
@@ -145,7 +147,7 @@ func (c netAdmin) macvlan(t *testing.T) {
 func (c netAdmin) port(t *testing.T, arrives bool) {
 	c.MustDo("past", "port", c.host(t), c.bridge(t), "sly"+c.ID[:8], "past0")
 	s := await(t, c.v, c.Name, "has two filters", func(s agent.ContainerStatus) bool { return filtered(s) && len(s.Interfaces) == 2 })
-	c.sends(t, "past0", arrives)
+	c.sends(t, "past0", 1, arrives)
 	c.says(t, s.State, "Docker has not made it")
 }
 
@@ -157,18 +159,41 @@ func (c netAdmin) kata(t *testing.T, arrives bool) {
 	}
 	c.run(t, "", "tc", "qdisc", "add", "dev", "in1", "clsact")
 	c.run(t, "", "tc", "filter", "add", "dev", "in1", "ingress", "u32", "match", "u32", "0", "0", "action", "mirred", "egress", "redirect", "dev", "eth0")
-	c.sends(t, "in0", arrives)
+	c.sends(t, "in0", 1, arrives)
 }
 
-// sends sends datagrams by a device, and looks whether they arrive at the sink.
-func (c netAdmin) sends(t *testing.T, device string, arrives bool) {
+// pastBoth lays a detour by which one of four packets gets past both hooks: see the one of TestGuard in xdp, which is the same.
+func (c netAdmin) pastBoth(t *testing.T, arrives bool) {
+	c.run(t, "", "sh", "-ec", `
+ip link add lane0 type bridge
+ip link add lane1 type veth peer name lane3
+ip link add lane2 type ifb
+ip link set lane1 master lane0
+for l in lane0 lane1 lane2 lane3; do ip link set $l up; done
+tc qdisc add dev lane0 clsact
+# ldw random, jset #1, and half of it matches
+tc filter add dev lane0 egress protocol all bpf bytecode '4,32 0 0 4294963256,69 0 1 1,6 0 0 4294967295,6 0 0 0' action mirred egress redirect dev lane2
+nft 'table netdev lane { chain egress { type filter hook egress device "lane1" priority 0; fwd to "eth0"; }; }'`)
+	c.sends(t, "lane0", 40, arrives)
+	if !arrives {
+		c.v.Wait("the log to tell of the detour", func() error {
+			if log := c.v.Log(); !strings.Contains(log, "sends past the filter; it was dropped") {
+				return errors.New(log)
+			}
+			return nil
+		})
+	}
+}
+
+// sends sends datagrams by a device, so often, and looks whether they arrive at the sink.
+func (c netAdmin) sends(t *testing.T, device string, times int, arrives bool) {
 	t.Helper()
 	f := forgery{
 		t: t, tr: c.tr, from: c.Container, device: device, sink: "A", me: identityOf(t, c.v, c.Container, c.network),
 		to: identityOf(t, c.v, c.tr.sinks["A"].Container, c.network),
 	}
 	text, marker := c.Name+" by "+device, c.Name+" is through"
-	f.send(f.datagram(f.me.mac, f.me.v4, text), f.datagram(f.me.mac, f.me.v6, text))
+	f.send(slices.Repeat([][]byte{f.datagram(f.me.mac, f.me.v4, text), f.datagram(f.me.mac, f.me.v6, text)}, times)...)
 	if arrives {
 		f.await(text)
 	}

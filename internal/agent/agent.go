@@ -182,6 +182,8 @@ type container struct {
 	finding     bool   // them, beside the loop, or some time ago
 	findAgain   bool   // it has been looked at since that began
 	pastTrouble string // as trouble
+	// guardTrouble is as trouble.
+	guardTrouble string
 }
 
 type agent struct {
@@ -230,6 +232,8 @@ type agent struct {
 	holdTrouble, procTrouble string          // as hostTrouble
 	resolverTrouble          string          // as hostTrouble
 	askerTrouble             string          // as hostTrouble
+	gotPast                  uint64          // packets past both hooks that the log has, since saidGotPast
+	saidGotPast              time.Time
 
 	// Who is behind the ports of bridges. Bridges in guarded are those by whose ports it is judged who has sent what is
 	// received; of those in asked, by ifindex, it is known whether the host routes back to them.

@@ -75,7 +75,7 @@ func (a *agent) release(c *container, veths namespaces) bool {
 	}
 	for _, v := range found {
 		if a.kernel.Filters(v.Index) {
-			err = errors.Join(err, a.kernel.Detach(v.Index))
+			err = errors.Join(err, a.hold.Unguard(v.Index), a.kernel.Detach(v.Index))
 		}
 	}
 	if err != nil {
@@ -133,7 +133,7 @@ func (a *agent) interfaces(c *container, veths namespaces) (out []Interface, kno
 		case c.problem() != "":
 			err = a.close(c, &i, c.problem())
 		default:
-			err = a.attach(c, &i, indexes(found))
+			err = a.attach(c, &i, v.Bridge, indexes(found))
 		}
 		if xdp.IsGone(err) {
 			continue // it went while we looked
@@ -217,8 +217,8 @@ func indexes(veths []xdp.Veth) (out []int) {
 	return out
 }
 
-// attach puts the policy of c into force on i, or closes it. An error means that neither was possible.
-func (a *agent) attach(c *container, i *Interface, siblings []int) error {
+// attach puts the policy of c into force on i, a port of a bridge unless that is "", or closes it. An error means that neither was possible.
+func (a *agent) attach(c *container, i *Interface, bridge string, siblings []int) error {
 	want := xdp.Want{Policy: c.want.tables, Mode: c.want.mode, BothHooks: c.want.both, Program: c.object.program, Siblings: siblings}
 	if err := a.identify(c, i, &want); err != nil {
 		return a.shut(c, i, OneLine(err))
@@ -234,6 +234,10 @@ func (a *agent) attach(c *container, i *Interface, siblings []int) error {
 	r, opened, err := a.begin(c, i.Ifindex, want)
 	if err != nil {
 		return a.shut(c, i, OneLine(err))
+	}
+	if c.want.pastBoth && r == nil && bridge != "" {
+		err := a.hold.Guard(i.Ifindex)
+		a.complain(&c.guardTrouble, err, "cannot guard a port", "container", c.Name, "id", short(c.ID), "veth", i.Ifname)
 	}
 	i.State, i.Error = a.attached(c, i.Ifindex)
 	// What has passed is counted when the first program is there that judges what is sent.
@@ -263,6 +267,8 @@ func (a *agent) attached(c *container, ifindex int) (State, string) {
 	switch {
 	case c.want.both && c.want.program == "" && !a.kernel.Both(ifindex):
 		return Partial, "what it sends can get around one hook, by CAP_NET_ADMIN or as its runtime or a joiner's is wired, and another program has the XDP slot; see bpftool net"
+	case c.want.pastBoth && c.want.holds && !a.hold.Guarded(ifindex):
+		return Partial, "by CAP_NET_ADMIN what it sends can get around both hooks at once, and nftables cannot guard its port; see vethwall doctor"
 	case c.want.audits:
 		return Audit, ""
 	}

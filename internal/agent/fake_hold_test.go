@@ -23,12 +23,14 @@ type fakeHold struct {
 	fail     map[string]error
 	// releasing is called before a port is released; nil for nothing.
 	releasing func(ifindex int)
+	guarded   map[int]bool
+	gotPast   uint64
 }
 
 func newFakeHold() *fakeHold {
 	return &fakeHold{
 		ports: map[int]xdp.Port{}, macs: map[int]net.HardwareAddr{}, pids: map[int][]int{}, released: map[int]bool{},
-		way: xdp.HeldNFT, fail: map[string]error{},
+		way: xdp.HeldNFT, fail: map[string]error{}, guarded: map[int]bool{},
 	}
 }
 
@@ -118,6 +120,32 @@ func (h *fakeHold) count() int {
 }
 
 func (h *fakeHold) Mend() error { return h.fail["mend"] }
+
+func (h *fakeHold) Guard(ifindex int) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.guarded[ifindex] = h.way == xdp.HeldNFT
+	return h.fail["guard"]
+}
+
+func (h *fakeHold) Unguard(ifindex int) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delete(h.guarded, ifindex)
+	return nil
+}
+
+func (h *fakeHold) Guarded(ifindex int) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.guarded[ifindex]
+}
+
+func (h *fakeHold) GotPast() uint64 {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.gotPast
+}
 
 func (h *fakeHold) list() (out []xdp.Port) {
 	h.mu.Lock()

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/vethwall/vethwall/docker"
@@ -145,4 +146,27 @@ func (a *agent) alarm(c *container, i Interface) Interface {
 		a.log.Error("somebody with CAP_NET_ADMIN works around the filter", "container", c.Name, "id", short(c.ID), "veth", i.Ifname, "what", i.Error)
 	}
 	return i
+}
+
+// alarmPause is how long after telling of what has got past both hooks it is told again at the earliest.
+const alarmPause = time.Minute
+
+// sayGotPast tells the log of what somebody has sent past both hooks, and the rule behind them has dropped.
+func (a *agent) sayGotPast() {
+	n := a.hold.GotPast()
+	if n < a.gotPast {
+		a.gotPast = 0 // the rules are new
+	}
+	if n == a.gotPast || time.Since(a.saidGotPast) < alarmPause {
+		return
+	}
+	var names []string
+	for _, c := range a.containers {
+		if c.want.pastBoth && c.Running {
+			names = append(names, c.Name)
+		}
+	}
+	slices.Sort(names)
+	a.log.Error("somebody with CAP_NET_ADMIN sends past the filter; it was dropped", "packets", n-a.gotPast, "one of the containers", strings.Join(names, " "))
+	a.gotPast, a.saidGotPast = n, time.Now()
 }

@@ -229,3 +229,99 @@ func TestVethThatIsDeleted(t *testing.T) {
 		}
 	})
 }
+
+// The ports of whoever can combine detours are guarded, and where that cannot be, status says so of those that nothing else gets past.
+func TestPortsAreGuarded(t *testing.T) {
+	const unguarded = "partial [bridge partial 10:open]"
+	remapped := func(c *docker.Container) { c.UserNS = true }
+	for name, tc := range map[string]struct {
+		change  func(*docker.Container)
+		joiner  func(*docker.Container)
+		way     xdp.Held
+		guarded bool
+		want    string
+	}{
+		"plain":                        {func(c *docker.Container) { c.CapAdd = nil }, nil, xdp.HeldNFT, false, enforced10},
+		"CAP_NET_ADMIN":                {func(*docker.Container) {}, nil, xdp.HeldNFT, true, enforced10},
+		"without nftables":             {func(*docker.Container) {}, nil, xdp.HeldXDP, false, enforced10}, // "holds": false says it
+		"a user namespace":             {remapped, nil, xdp.HeldNFT, true, enforced10},
+		"the same without nftables":    {remapped, nil, xdp.HeldXDP, false, unguarded},
+		"a joiner's":                   {func(c *docker.Container) { c.CapAdd = nil }, netAdminToo, xdp.HeldNFT, true, enforced10},
+		"another runtime":              {func(c *docker.Container) { c.CapAdd, c.Runtime = nil, "kata" }, nil, xdp.HeldNFT, false, enforced10},
+		"a joiner's in user namespace": {func(c *docker.Container) { c.CapAdd, c.UserNS = nil, true }, func(c *docker.Container) { netAdminToo(c); remapped(c) }, xdp.HeldXDP, false, unguarded},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := admin(10, "xdp.drop=udp")
+			tc.change(&c)
+			all := []docker.Container{c}
+			if tc.joiner != nil {
+				all = append(all, joiner(20, true, c.ID, tc.joiner))
+			}
+			inTime(t, all, func(r *rig) { r.kernel.hold.way = tc.way }, func(r *rig) {
+				r.after(resync)
+				r.want(c, tc.want)
+				if got := r.kernel.hold.Guarded(10); got != tc.guarded {
+					t.Errorf("guarded: %v, want %v", got, tc.guarded)
+				}
+			})
+		})
+	}
+}
+
+// A port of which the filter is taken off is not guarded any more: nothing would get through.
+func TestGuardEndsWithTheFilter(t *testing.T) {
+	c := admin(10)
+	inTime(t, []docker.Container{c}, func(r *rig) { r.conf = "floor: {xdp.drop: udp}" }, func(r *rig) {
+		r.want(c, enforced10)
+		if !r.kernel.hold.Guarded(10) {
+			t.Error("not guarded")
+		}
+		r.kernel.set(func() {
+			r.kernel.called = func(call string) {
+				if call == "detach 10" && r.kernel.hold.Guarded(10) {
+					t.Error("the filter goes first")
+				}
+			}
+		})
+		r.configure("{}")
+		r.want(c, "none")
+		if r.kernel.hold.Guarded(10) {
+			t.Error("still guarded")
+		}
+	})
+}
+
+// What the guard has dropped is told once a minute, and once more after somebody has removed the rules.
+func TestGotPastIsTold(t *testing.T) {
+	c := admin(10, "xdp.drop=udp")
+	inTime(t, []docker.Container{c, box(20, true, "xdp.drop=tcp")}, nil, func(r *rig) {
+		says := func(lines int, text string) {
+			t.Helper()
+			if n := strings.Count(r.log.String(), "sends past the filter"); n != lines || !r.said("ERROR", text) {
+				t.Errorf("%d lines, want %d with %q", n, lines, text)
+			}
+		}
+		for i, step := range []struct {
+			packets uint64
+			after   time.Duration
+			lines   int
+			text    string
+		}{
+			{3, 2 * heartbeat, 1, "packets=3"},
+			{5, alarmPause / 2, 1, "packets=3"},
+			{5, alarmPause, 2, "packets=2"},
+			{5, 2 * alarmPause, 2, "packets=2"},
+			{4, 2 * alarmPause, 3, "packets=4"},
+		} {
+			r.kernel.hold.set(func() { r.kernel.hold.gotPast = step.packets })
+			r.after(step.after)
+			says(step.lines, step.text)
+			if t.Failed() {
+				t.Fatalf("step %d", i)
+			}
+		}
+		if !r.said("ERROR", `"one of the containers"=box10`) {
+			t.Error("the log does not say whose it may be")
+		}
+	})
+}

@@ -20,6 +20,10 @@ type holder interface {
 	Forget(ifindexes ...int) error
 	Refresh() (lapsed bool, err error)
 	Mend() error
+	Guard(ifindex int) error
+	Guarded(ifindex int) bool
+	Unguard(ifindex int) error
+	GotPast() uint64
 }
 
 const (
@@ -172,7 +176,7 @@ func (a *agent) filter(c *container, p *port, network docker.Network) {
 	if why := c.problem(); why != "" {
 		err = a.shut(c, &i, why)
 	} else {
-		err = a.attach(c, &i, c.devices)
+		err = a.attach(c, &i, p.Bridge, c.devices)
 	}
 	switch {
 	case xdp.IsGone(err):
@@ -300,6 +304,7 @@ func (a *agent) beat() {
 	a.beaten = time.Now()
 	lapsed, err := a.hold.Refresh()
 	a.complain(&a.holdTrouble, err, "cannot keep the hold on new ports going")
+	a.sayGotPast()
 	if lapsed {
 		a.log.Warn("the agent was stopped for more than 5 s: what came meanwhile was not held; looking at everything")
 		clear(a.held)

@@ -25,8 +25,9 @@ type want struct {
 	// live says that tables depend on groups, and waits that these are not known: a filter that is there may stay.
 	live, waits bool
 	mode        xdp.Mode
-	// both: what it sends may get around one hook.
-	both bool
+	// both: what it sends may get around one hook. pastBoth: and somebody in there may combine that to get around both at once, so
+	// that its ports are to be guarded.
+	both, pastBoth bool
 	// program is the operator's, "" for none.
 	program string
 	// audits: some source of the policy is in audit mode.
@@ -105,6 +106,7 @@ func wanted(c docker.Container, k known, conf config.Config, compile func(policy
 		w.warnings = append(w.warnings, "the engine asks the host's resolvers from the host, past every rule: its own at 127.0.0.11 is closed to the container, names of other containers included; allow dns, or give the container a resolver with docker run --dns ADDRESS")
 	}
 	w.both, w.program = detours(c) || k.sharing.Both, Program(stack)
+	w.pastBoth = w.program == "" && (netAdmin(c) || k.sharing.NetAdmin)
 	for i := range stack {
 		w.audits = w.audits || stack.Audited(i)
 	}
@@ -151,18 +153,15 @@ func Loophole(c docker.Container, stack policy.Stack) string {
 }
 
 // overrides says by which of its capabilities no filter on a veth holds c, and how, and by which options it has it. With
-// CAP_NET_ADMIN over the host's user namespace it reaches the host's devices by netlink; over one of its own it can still lay detours in its
-// own network, of which one combines what each of the two hooks does not see. Links of BPF go by numbers for the whole host.
+// CAP_NET_ADMIN over the host's user namespace it reaches the host's devices by netlink. Links of BPF go by numbers for the whole host.
 func overrides(c docker.Container) (capability, how, options string) {
-	const admin = "--privileged and --cap-add NET_ADMIN"
 	switch {
-	case netAdmin(c) && c.UserNS:
-		return "CAP_NET_ADMIN", "it can lay detours in its own network that get past it", admin
+	case c.UserNS:
 	case netAdmin(c):
-		return "CAP_NET_ADMIN", "it can reach the host's devices past it", admin
-	case slices.Contains(c.CapAdd, "SYS_ADMIN") && !c.UserNS:
+		return "CAP_NET_ADMIN", "it can reach the host's devices past it", "--privileged and --cap-add NET_ADMIN"
+	case slices.Contains(c.CapAdd, "SYS_ADMIN"):
 		return "CAP_SYS_ADMIN", "it can take it off, and those of others", "--cap-add SYS_ADMIN"
-	case slices.Contains(c.CapAdd, "SYS_MODULE") && !c.UserNS:
+	case slices.Contains(c.CapAdd, "SYS_MODULE"):
 		return "CAP_SYS_MODULE", "it can load code into the kernel", "--cap-add SYS_MODULE"
 	}
 	return "", "", ""

@@ -60,7 +60,7 @@ func TestWanted(t *testing.T) {
 		{"with NET_ADMIN", func(c *docker.Container) { c.CapAdd = []string{"NET_ADMIN"} }, true, "xdp.drop=udp", xdp.Auto, false, true},
 		{"with ALL", func(c *docker.Container) { c.CapAdd = []string{"ALL"} }, true, "xdp.drop=udp", xdp.Auto, false, true},
 		{"with NET_RAW", func(c *docker.Container) { c.CapAdd = []string{"NET_RAW"} }, true, "xdp.drop=udp", xdp.Auto, true, true},
-		{"in a user namespace", func(c *docker.Container) { c.Privileged, c.UserNS = true, true }, true, "xdp.drop=udp", xdp.Auto, false, true},
+		{"in a user namespace", func(c *docker.Container) { c.Privileged, c.UserNS = true, true }, true, "xdp.drop=udp", xdp.Auto, true, true},
 		{"with SYS_ADMIN", func(c *docker.Container) { c.CapAdd = []string{"SYS_ADMIN"} }, true, "xdp.drop=udp", xdp.Auto, false, true},
 		{"with SYS_ADMIN in a user namespace", func(c *docker.Container) { c.CapAdd, c.UserNS = []string{"SYS_ADMIN"}, true }, true, "xdp.drop=udp", xdp.Auto, true, true},
 		{"with SYS_MODULE", func(c *docker.Container) { c.CapAdd = []string{"SYS_MODULE"} }, true, "xdp.drop=udp", xdp.Auto, false, true},

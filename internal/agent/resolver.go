@@ -52,9 +52,12 @@ func (c *container) closedFromHost() resolverClosed {
 }
 
 // closeResolverTo is closeResolver by the container's id alone, as soon as it is known what it wants: its first query is held, too,
-// and so is what it asks until somebody finds its namespace. It ends with the agent.
+// and so is what it asks until somebody finds its namespace. It ends with the agent. Of one in another's network the other's labels hold.
 func (a *agent) closeResolverTo(c *container) {
 	closed, ifindex := c.closedFromHost(), 0
+	if shares(c.NetworkMode) {
+		closed = resolverClosed{}
+	}
 	if closed != (resolverClosed{}) && c.want.waits && c.Running { // what is in force stays
 		return
 	}

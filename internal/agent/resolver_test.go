@@ -210,6 +210,7 @@ func TestResolverWithoutProcesses(t *testing.T) {
 func TestFirstQueryIsClosed(t *testing.T) {
 	created, open := box(7, false, "xdp.drop=udp"), box(8, false, "xdp.drop=25/tcp")
 	created.NetworkMode, open.NetworkMode = "shop", "shop"
+	joins := joiner(9, false, open.ID, func(c *docker.Container) { c.Labels = created.Labels }) // open's labels hold
 	inTime(t, nil, func(r *rig) { r.kernel.host = &host{resolvers: addrsOf("127.0.0.53")} }, func(r *rig) {
 		want := func(when string, want map[string]asker) {
 			t.Helper()
@@ -222,6 +223,7 @@ func TestFirstQueryIsClosed(t *testing.T) {
 		noUDP := resolverClosed{udp: true}
 		r.happens(created, docker.ActionCreate)
 		r.happens(open, docker.ActionCreate)
+		r.happens(joins, docker.ActionCreate)
 		want("created", map[string]asker{created.ID: {noUDP, 0}})
 		r.happens(started(created, 70), docker.ActionStart)
 		want("it runs", map[string]asker{created.ID: {noUDP, 70}})

@@ -155,7 +155,7 @@ func (l *lab) makeStates(spec *ebpf.CollectionSpec) {
 	var all sync.WaitGroup
 	for i, antispoof := range l.blocks {
 		id := uint32(i + 1)
-		all.Go(func() { errs[i] = s.make([]uint32{id}) })
+		all.Go(func() { errs[i] = (&newTables{ids: []uint32{id}, outer: s.outer(), inner: s.inner}).make() })
 		must(l.b, l.k.States.Put(id, filterShared{State: id}))
 		if antispoof {
 			must(l.b, l.k.Identities.Put(id, filterIdentity{Mac: [6]uint8{0, 0, 0x5e, 0, 0x53, 1}, Own: l.own}))

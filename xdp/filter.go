@@ -14,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -58,8 +59,9 @@ type Filter struct {
 	ids      map[*ebpf.Program]ebpf.ProgramID // of our own
 	// standing is what Attach has left on devices.
 	standing map[int]standing
-	lost     map[int]bool // see Lost
-	guarded  map[int]bool // devices of which tc ingress marks what it lets pass
+	lost     map[int]bool   // see Lost
+	guarded  map[int]bool   // devices of which tc ingress marks what it lets pass
+	closing  sync.WaitGroup // links of devices that are gone
 	// tcx: the kernel has it, and noTCX: it has none (before 6.6), and clsact takes its place. Neither: nobody has looked.
 	tcx, noTCX bool
 	damage     error
@@ -161,6 +163,7 @@ func (f *Filter) loadInto(spec *ebpf.CollectionSpec) error {
 // Close releases what the process holds. Filters stay in force.
 func (f *Filter) Close() {
 	f.askers.close()
+	f.closing.Wait()
 	f.closeLinks()
 	for _, l := range f.programs {
 		_ = l.program.Close()

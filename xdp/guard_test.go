@@ -177,7 +177,7 @@ func TestGuardBeforeRelease(t *testing.T) {
 	defer h.Close()
 	released, lapsed := n.plug("veth0000001", 0), n.plug("veth0000002", 0)
 	for _, p := range []plug{released, lapsed} {
-		must(t, h.Prepare(p.Index))
+		prepare(t, f, h, p)
 		must(t, f.Attach(p.Index, Want{Policy: labelled(t, "xdp.drop=tcp"), BothHooks: true}))
 		must(t, h.Guard(p.Index))
 		n.want(p, false, "held")

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
 
@@ -184,17 +185,29 @@ func (h *Hold) Arrived(p Port) (held bool, err error) {
 	return err == nil, err
 }
 
-// Prepare attaches to a port that is held the hooks that most filters need, and makes a conversation table ready, so that
-// Attach has only a policy to write: each takes the kernel 8 ms and more. The hooks let pass what the hold does.
-// Release takes off what Attach has not made use of.
-func (h *Hold) Prepare(ifindex int) error {
-	if h.known[ifindex] {
-		return nil
+// Prepare is for a port that is held: what it returns attaches the hooks that most filters need, and makes a conversation table ready, so that
+// Filter.Attach has only a policy to write: each takes the kernel 8 ms and more, with the lock that all of networking has. nil: there is nothing to
+// attach. It has to be given to Filter.Take before anything else is done to the port. The hooks let pass what the hold does. Release takes
+// off what Filter.Attach has not made use of.
+func (h *Hold) Prepare(ifindex int) (*Rest, error) {
+	f := h.filter
+	if h.known[ifindex] || !f.held[ifindex] && f.hooked(ifindex) {
+		return nil, nil
 	}
-	if err := h.filter.holdBack(ifindex, hookXDP, hookReceived); err != nil {
-		return err
+	if err := f.holdBack(ifindex); err != nil {
+		return nil, err
 	}
-	return h.filter.maps.states.refill(min(len(h.filter.held), mostReady))
+	r := &Rest{
+		ifindex: ifindex, prepares: true, programs: map[string]*ebpf.Program{}, links: map[string]link.Link{},
+		tables: f.maps.states.reserve(min(len(f.held), mostReady)),
+	}
+	if f.links[hookID{ifindex, hookXDP}] == nil {
+		r.programs[hookXDP] = f.objs.VethwallXdp
+	}
+	if f.tcx {
+		r.programs[hookReceived] = f.objs.VethwallReceived
+	}
+	return r, nil
 }
 
 // Release lets ports send. Those that have a filter keep it.

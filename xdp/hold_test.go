@@ -162,6 +162,18 @@ func (n *bridged) open(dir string) (*Filter, *Hold) {
 	return f, OpenHold(f, ports)
 }
 
+// prepare has the hooks and the table of a port made ready, and taken.
+func prepare(t *testing.T, f *Filter, h *Hold, p plug) {
+	t.Helper()
+	r, err := h.Prepare(p.Index)
+	must(t, err)
+	if r == nil {
+		return
+	}
+	must(t, r.Attach())
+	must(t, f.Take(r))
+}
+
 // inXDP makes h what it is on a kernel without nftables for bridges.
 func inXDP(t *testing.T, h *Hold) {
 	t.Helper()
@@ -195,11 +207,11 @@ func TestHold(t *testing.T) {
 			n.want(fresh, false, "held")
 			n.resolves(fresh)
 			n.rawFrames(fresh, before, false)
-			must(t, h.Prepare(fresh.Index))
+			prepare(t, f, h, fresh)
 			n.want(fresh, false, "prepared")
 			must(t, h.Release(fresh.Index))
 			must(t, h.Release(fresh.Index))
-			must(t, h.Prepare(fresh.Index))
+			prepare(t, f, h, fresh)
 			n.want(fresh, true, "released")
 			n.rawFrames(fresh, before, true)
 			if d := filtered(f); len(d) > 0 {
@@ -338,7 +350,7 @@ func TestHoldIsTakenOver(t *testing.T) {
 
 	third := n.plug("veth0000003", 0)
 	n.want(third, false, "new")
-	must(t, h.Prepare(third.Index))
+	prepare(t, f, h, third)
 	lapsed()
 	h.last = time.Now().Add(-deadMan)
 	if was, err := h.Refresh(); !was || err != nil {
@@ -468,7 +480,7 @@ func TestHoldBecomesAFilter(t *testing.T) {
 				fresh := n.plug("veth0000001", 0)
 				arrived(t, h, fresh)
 				n.want(fresh, false, "held")
-				must(t, h.Prepare(fresh.Index))
+				prepare(t, f, h, fresh)
 				n.want(fresh, false, "prepared")
 				n.resolves(fresh)
 				if p, d := pins(t, dir), filtered(f); len(p) > 0 || len(d) > 0 {
@@ -502,6 +514,35 @@ func arrived(t *testing.T, h *Hold, p plug) {
 	t.Helper()
 	if held, err := h.Arrived(p.Port); !held || err != nil {
 		t.Errorf("%s is held: %v, %v", p.Name, held, err)
+	}
+}
+
+// TestPreparedTooLate releases a port whose hooks are being attached, and has another one go: what was attached is taken off, and the tables are there
+// for others.
+func TestPreparedTooLate(t *testing.T) {
+	n := newBridged(t)
+	f, h := n.open(bpffs(t))
+	defer f.Close()
+	defer h.Close()
+	released, gone := n.plug("veth0000001", 0), n.plug("veth0000002", 700)
+	for _, p := range []plug{released, gone} {
+		r, err := h.Prepare(p.Index)
+		must(t, err)
+		if len(f.maps.states.coming) > 2 {
+			t.Errorf("%d tables are being made for two ports", len(f.maps.states.coming))
+		}
+		must(t, r.Attach())
+		if p.Index == gone.Index {
+			must(t, netlink.LinkDel(&netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Index: 700}}))
+			must(t, f.Forget(700))
+		} else {
+			must(t, h.Release(p.Index))
+		}
+		must(t, f.Take(r))
+	}
+	n.want(released, true, "released")
+	if len(f.links) > 0 || len(f.loose) > 0 || len(f.maps.states.coming) > 0 {
+		t.Errorf("left are links %v, loose ones %v, tables %v", f.links, f.loose, f.maps.states.coming)
 	}
 }
 
@@ -592,7 +633,7 @@ func TestHoldIsWatched(t *testing.T) {
 	}
 	inHost(func(l *slog.Logger) {
 		WatchHost(ctx, l, func() { ports <- 0 }, func(c Change) {
-			if c.Port {
+			if c.Port.Index != 0 {
 				arrived <- c.Index
 			}
 		})

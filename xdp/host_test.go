@@ -146,7 +146,7 @@ func TestWatchHost(t *testing.T) {
 	quiet("a route by a gateway", hosts)
 
 	bridge := setUp(t, &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "br0"}})
-	hear("a bridge", of(bridge, func(c Change) bool { return c.Host && !c.Port && c.NsID < 0 && !c.Gone }))
+	hear("a bridge", of(bridge, func(c Change) bool { return c.Host && c.Port == (Port{}) && c.NsID < 0 && !c.Gone }))
 	veths, err := listVeths()
 	must(t, err)
 	mine, err := veths.In(n.path)
@@ -155,11 +155,16 @@ func TestWatchHost(t *testing.T) {
 		t.Fatalf("the container's veths: %+v", mine)
 	}
 	must(t, netlink.LinkSetDown(port))
-	hear("a veth", of(port, func(c Change) bool { return c.NsID == mine[0].NsID && !c.Host && !c.Port }))
+	hear("a veth", of(port, func(c Change) bool { return c.NsID == mine[0].NsID && !c.Host && c.Port == (Port{}) }))
 	must(t, netlink.LinkSetMaster(port, bridge))
-	hear("a port", of(port, func(c Change) bool { return c.Port && !c.Gone }))
+	hear("a port", of(port, func(c Change) bool {
+		return c.Port.Index == n.host.Index && c.Port.Bridge == "br0" && c.Port.Master == bridge.Attrs().Index && c.Port.NsID == mine[0].NsID && !c.Gone
+	}))
 	must(t, netlink.LinkSetNoMaster(port))
-	hear("a port that is none any more", of(port, func(c Change) bool { return !c.Port && !c.Gone }))
+	hear("a port that is none any more", of(port, func(c Change) bool { return c.Port == (Port{}) && !c.Gone }))
+	must(t, netlink.LinkSetName(bridge, "br1"))
+	must(t, netlink.LinkSetMaster(port, bridge))
+	hear("a port of a bridge with another name", of(port, func(c Change) bool { return c.Port.Bridge == "br1" }))
 	must(t, netlink.LinkDel(port))
 	hear("a device that is gone", of(port, func(c Change) bool { return c.Gone }))
 }

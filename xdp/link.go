@@ -583,13 +583,21 @@ func (f *Filter) Filters(ifindex int) bool {
 // Forget removes what belongs to devices that are gone. Others of those that are named stay as they are.
 func (f *Filter) Forget(ifindexes ...int) error {
 	var errs []error
+	var gone []link.Link
 	for _, ifindex := range ifindexes {
 		if exists(ifindex) {
 			continue
 		}
 		for _, hook := range allHooks {
-			delete(f.loose, hookID{ifindex, hook})
-			f.live(hookID{ifindex, hook}) // closes it, and removes its pin
+			id := hookID{ifindex, hook}
+			delete(f.loose, id)
+			if l := f.links[id]; l != nil {
+				gone = append(gone, l)
+				delete(f.links, id)
+			}
+			if err := os.Remove(f.pin(id)); !errors.Is(err, os.ErrNotExist) {
+				errs = append(errs, err)
+			}
 		}
 		delete(f.held, ifindex)
 		delete(f.standing, ifindex)
@@ -597,6 +605,12 @@ func (f *Filter) Forget(ifindexes ...int) error {
 		delete(f.guarded, ifindex)
 		errs = append(errs, f.maps.remove(ifindex))
 	}
+	// Beside us: to ask of a link, or to close the last of it, waits for the lock of all of networking.
+	f.closing.Go(func() {
+		for _, l := range gone {
+			_ = l.Close()
+		}
+	})
 	return errors.Join(errs...)
 }
 
@@ -630,11 +644,20 @@ func (f *Filter) Sweep(links Links) error {
 	return errors.Join(append(errs, f.sweepPrograms(), f.maps.states.sweep(), f.neighbors.sweep(links), f.repin(), f.relock())...)
 }
 
-// exists reports whether there is such a device; when the kernel does not say, there is.
+// exists reports whether there is such a device; when the kernel does not say, there is. SIOCGIFNAME is answered at once, while netlink
+// waits for the lock under which devices are made and removed.
 func exists(ifindex int) bool {
-	_, err := netlink.LinkByIndex(ifindex)
-	var none netlink.LinkNotFoundError
-	return !errors.As(err, &none)
+	s, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return true
+	}
+	defer unix.Close(s)
+	request, err := unix.NewIfreq("")
+	if err != nil {
+		return true
+	}
+	request.SetUint32(uint32(ifindex))
+	return !errors.Is(unix.IoctlIfreq(s, unix.SIOCGIFNAME, request), unix.ENODEV)
 }
 
 func setLink(ifindex int, set func(netlink.Link) error) error {

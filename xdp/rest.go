@@ -18,6 +18,9 @@ type Rest struct {
 	ifindex  int
 	programs map[string]*ebpf.Program // by hook
 	links    map[string]link.Link     // those that Attach has made
+	// prepares: it is of a port that is held, with tables for containers to come.
+	prepares bool
+	tables   *newTables
 }
 
 // Begin is Attach without what takes the kernel long: when it returns without an error the policy is in force at XDP and
@@ -62,18 +65,24 @@ func (r *Rest) has(hook string) bool { return r != nil && r.programs[hook] != ni
 
 // Attach attaches them. It may be called beside whoever has the Filter, which must stay open, on a thread in the Filter's network namespace.
 func (r *Rest) Attach() error {
-	for _, hook := range []string{hookSent, hookReceived} { // what is sent first, as Attach does
+	for _, hook := range []string{hookXDP, hookSent, hookReceived} { // what is sent first, as Attach does
 		program := r.programs[hook]
 		if program == nil {
 			continue
 		}
-		l, err := attachTCX(hookID{r.ifindex, hook}, program)
+		var l link.Link
+		var err error
+		if hook == hookXDP {
+			l, err = attachXDP(r.ifindex, program, Generic)
+		} else {
+			l, err = attachTCX(hookID{r.ifindex, hook}, program)
+		}
 		if err != nil {
 			return err
 		}
 		r.links[hook] = l
 	}
-	return nil
+	return r.tables.make()
 }
 
 // Close takes off what Attach has attached and nobody has taken.
@@ -86,11 +95,18 @@ func (r *Rest) Close() error {
 	return errors.Join(errs...)
 }
 
-// Take makes what r has attached the filter's own. Of a device that is gone, or that has the hook by now, it is closed.
+// Take makes what r has attached the filter's own. Of a device that is gone, or that has the hook by now, it is closed, and so is what
+// was to prepare a port that is not held any more.
 func (f *Filter) Take(r *Rest) error {
+	f.maps.states.takeNew(r.tables)
 	for hook, l := range r.links {
 		id := hookID{r.ifindex, hook}
-		if deviceOf(l) != id.device() || f.live(id) != nil {
+		switch {
+		case r.prepares && f.held[r.ifindex] && f.links[id] == nil:
+			f.links[id], f.loose[id] = l, true
+			delete(r.links, hook)
+			continue
+		case r.prepares || deviceOf(l) != id.device() || f.live(id) != nil:
 			continue
 		}
 		_ = os.Remove(f.pin(id)) // of a device that had this number before

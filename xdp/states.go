@@ -19,9 +19,10 @@ type states struct {
 	tables  share
 	buckets share
 	ready   []uint32
-	more    int      // how many are made when none is ready
-	full    []uint32 // used before, and not emptied
-	swept   uint32   // the last that sweep has looked through
+	coming  map[uint32]bool // tables that newTables makes
+	more    int             // how many are made when none is ready
+	full    []uint32        // used before, and not emptied
+	swept   uint32          // the last that sweep has looked through
 }
 
 // share is who uses which of some numbered things; 0 is none.
@@ -77,7 +78,7 @@ func newStates(objs *filterObjects, devices map[int]filterDevice) (*states, erro
 	if err != nil {
 		return nil, err
 	}
-	s := &states{objs: objs, more: readyStates, inner: map[string]*ebpf.MapSpec{}, tables: newShare(), buckets: newShare()}
+	s := &states{objs: objs, more: readyStates, inner: map[string]*ebpf.MapSpec{}, coming: map[uint32]bool{}, tables: newShare(), buckets: newShare()}
 	for name := range s.outer() {
 		s.inner[name] = spec.Maps[name].InnerMap
 	}
@@ -109,42 +110,74 @@ func (f *Filter) Bound(answered int) error {
 	if s.inner["answered"].MaxEntries == uint32(answered) {
 		return nil
 	}
-	s.inner["answered"].MaxEntries = uint32(answered)
-	s.inner["unanswered"].MaxEntries = uint32(answered / unansweredShare)
+	for name, entries := range map[string]int{"answered": answered, "unanswered": answered / unansweredShare} {
+		s.inner[name] = s.inner[name].Copy() // tables are made beside us
+		s.inner[name].MaxEntries = uint32(entries)
+	}
 	s.ready = nil
 	return s.refill(readyStates)
 }
 
 // refill makes tables ready until there are n, and empties those that nobody uses any more by replacing them.
 func (s *states) refill(n int) error {
-	waiting := map[uint32]bool{}
+	more := s.reserve(n)
+	err := more.make()
+	s.takeNew(more)
+	return err
+}
+
+// newTables are tables to be made, by whoever likes: each outer map takes the kernel 8 ms and more.
+type newTables struct {
+	ids   []uint32
+	outer map[string]*ebpf.Map
+	inner map[string]*ebpf.MapSpec
+	made  bool
+}
+
+// reserve names the tables that are missing until n are ready, nil for none. They have to be given to takeNew.
+func (s *states) reserve(n int) *newTables {
+	waiting := maps.Clone(s.coming)
 	for _, id := range s.ready {
 		waiting[id] = true
 	}
-	var more []uint32
-	for id := uint32(1); id < s.objs.Answered.MaxEntries() && len(s.ready)+len(more) < n; id++ {
+	more := &newTables{outer: s.outer(), inner: maps.Clone(s.inner)}
+	for id := uint32(1); id < s.objs.Answered.MaxEntries() && len(waiting) < n; id++ {
 		if s.tables.users[id] == 0 && !waiting[id] {
-			more = append(more, id)
+			more.ids, waiting[id], s.coming[id] = append(more.ids, id), true, true
 		}
 	}
-	if err := s.make(more); err != nil {
-		return err
+	if len(more.ids) == 0 {
+		return nil
 	}
-	s.ready = append(s.ready, more...)
-	return nil
+	return more
 }
 
 // make puts empty tables in place: as many as there are in the time of one, if the kernel takes them as a batch (since 5.16).
-func (s *states) make(ids []uint32) error {
-	if len(ids) == 0 {
+func (t *newTables) make() error {
+	if t == nil {
 		return nil
 	}
-	names := slices.Collect(maps.Keys(s.outer()))
-	return atOnce(names, func(name string) error { return s.fill(name, s.outer()[name], ids) })
+	names := slices.Collect(maps.Keys(t.outer))
+	err := atOnce(names, func(name string) error { return fill(name, t.inner[name], t.outer[name], t.ids) })
+	t.made = err == nil
+	return err
+}
+
+// takeNew makes ready what t has made, unless tables are of another size by now.
+func (s *states) takeNew(t *newTables) {
+	if t == nil {
+		return
+	}
+	for _, id := range t.ids {
+		delete(s.coming, id)
+	}
+	if t.made && maps.Equal(t.inner, s.inner) {
+		s.ready = append(s.ready, t.ids...)
+	}
 }
 
 // fill makes the inner maps of one outer map.
-func (s *states) fill(name string, outer *ebpf.Map, ids []uint32) error {
+func fill(name string, inner *ebpf.MapSpec, outer *ebpf.Map, ids []uint32) error {
 	made, fds := make(map[uint32]*ebpf.Map, len(ids)), make([]uint32, 0, len(ids))
 	defer func() {
 		for _, m := range made {
@@ -152,7 +185,7 @@ func (s *states) fill(name string, outer *ebpf.Map, ids []uint32) error {
 		}
 	}()
 	for _, id := range ids {
-		spec := s.inner[name].Copy()
+		spec := inner.Copy()
 		spec.Name = name
 		m, err := ebpf.NewMap(spec)
 		if err != nil {
@@ -275,7 +308,7 @@ func (s *states) sweep() error {
 	}
 	var unused []uint32
 	for range min(len(s.full), mostEmptied) {
-		if id := s.full[0]; s.tables.users[id] == 0 && !slices.Contains(s.ready, id) {
+		if id := s.full[0]; s.tables.users[id] == 0 && !s.coming[id] && !slices.Contains(s.ready, id) {
 			unused = append(unused, id)
 		}
 		s.full = s.full[1:]

@@ -21,10 +21,11 @@ const receiveBuffer = 8 << 20
 type Change struct {
 	// Index is the device's, 0 where the message tells of an address or a route.
 	Index int
-	// Gone: there is no such device any more. Else Port: it is a port of another, and NsID is the namespace id of the other
-	// end of a veth, -1 for none.
-	Gone, Port bool
-	NsID       int
+	// Gone: there is no such device any more. Else Port is what it was when the message was sent as a port of a bridge, with Index 0 for one that
+	// is none, and NsID is the namespace id of the other end of a veth, -1 for none.
+	Gone bool
+	Port Port
+	NsID int
 	// Host: HostAddresses may say something else now; but not where Unless is a bridge's port.
 	Host   bool
 	Unless int
@@ -37,21 +38,56 @@ func WatchHost(ctx context.Context, log *slog.Logger, lost func(), changed func(
 	from := source{protocol: unix.NETLINK_ROUTE, groups: []uint{
 		unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE,
 	}}
-	watch(ctx, log, from, lost, func(messages []syscall.NetlinkMessage) {
+	names := bridgeNames{}
+	watch(ctx, log, from, func() { clear(names); lost() }, func(messages []syscall.NetlinkMessage) {
 		for _, m := range messages {
-			if c, ok := changeOf(m); ok {
+			if c, ok := changeOf(m, names); ok {
 				changed(c)
 			}
 		}
 	})
 }
 
+// bridgeNames are those of bridges by ifindex, and "" of devices that have ports and are no bridges. A message about a port does not say it, and
+// to ask the kernel waits for the lock that it makes and removes devices under, which under load is tens of milliseconds.
+type bridgeNames map[int]string
+
+// tell takes in what a message says of a device.
+func (b bridgeNames) tell(l hostLink, gone bool) {
+	delete(b, l.index)
+	if l.kind == "bridge" && !gone {
+		b[l.index] = l.name
+	}
+}
+
+// of asks the kernel once for each.
+func (b bridgeNames) of(ifindex int) string {
+	name, known := b[ifindex]
+	if known {
+		return name
+	}
+	l, err := netlink.LinkByIndex(ifindex)
+	if err != nil {
+		return ""
+	}
+	if l.Type() == "bridge" {
+		name = l.Attrs().Name
+	}
+	b[ifindex] = name
+	return name
+}
+
 // changeOf is what a message tells; false where it matters to nobody.
-func changeOf(m syscall.NetlinkMessage) (Change, bool) {
+func changeOf(m syscall.NetlinkMessage, bridges bridgeNames) (Change, bool) {
 	switch m.Header.Type {
 	case unix.RTM_NEWLINK, unix.RTM_DELLINK:
 		l, ok := parseLink(m.Data)
-		c := Change{Index: l.index, Gone: m.Header.Type == unix.RTM_DELLINK, Port: l.master != 0, NsID: l.nsid}
+		c := Change{Index: l.index, Gone: m.Header.Type == unix.RTM_DELLINK, NsID: l.nsid}
+		if bridges.tell(l, c.Gone); ok && !c.Gone && l.master != 0 {
+			if bridge := bridges.of(l.master); bridge != "" {
+				c.Port = portOf(l, bridge)
+			}
+		}
 		c.Host = l.kind != "veth" // whose addresses come and go with messages of their own
 		return c, ok
 	case unix.RTM_NEWADDR, unix.RTM_DELADDR:

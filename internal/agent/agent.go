@@ -193,7 +193,6 @@ type agent struct {
 	ready        func() // nil once it was called
 	connect      func(context.Context) (Engine, error)
 	list         func() (links, error)
-	portAt       func(ifindex int) (xdp.Port, bool)
 	peerMAC      func(xdp.Port) net.HardwareAddr
 	hairpin      func(xdp.Port) (bool, error)
 	processes    func(proc string, nsids []int) (map[int][]int, error)
@@ -219,6 +218,7 @@ type agent struct {
 	compiled    map[string][]compiled // by stack
 	hostStale   bool                  // around.host may be out of date
 	readingHost bool                  // beside the loop
+	listing     *listing              // beside the loop, nil for none
 	portsStale  bool                  // ports may have come or gone
 	session     *session              // nil while there is no engine
 	hostTrouble string                // the last error of reading it, that the log has
@@ -264,7 +264,6 @@ func newAgent(k kernel, h holder, o Options) *agent {
 			all, err := xdp.ListLinks()
 			return links{all.Veths(), all.Ports(), all}, err
 		},
-		portAt:      xdp.PortAt,
 		peerMAC:     xdp.Port.PeerMAC,
 		hairpin:     xdp.Port.Hairpin,
 		processes:   xdp.Processes,

@@ -19,6 +19,7 @@ type fakeHold struct {
 	unseen   uint64 // of a port that an XDP program holds
 	beats    int
 	prepared []int
+	rest     *xdp.Rest // what prepares a port
 	lapsed   bool
 	fail     map[string]error
 	// releasing is called before a port is released; nil for nothing.
@@ -68,11 +69,11 @@ func (h *fakeHold) Unseen(ifindex int) (uint64, bool) {
 	return h.unseen, port && !h.released[ifindex]
 }
 
-func (h *fakeHold) Prepare(ifindex int) error {
+func (h *fakeHold) Prepare(ifindex int) (*xdp.Rest, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.prepared = append(h.prepared, ifindex)
-	return h.fail["prepare"]
+	return h.rest, h.fail["prepare"]
 }
 
 func (h *fakeHold) Release(ifindexes ...int) error {
@@ -155,13 +156,6 @@ func (h *fakeHold) list() (out []xdp.Port) {
 	}
 	slices.SortFunc(out, func(a, b xdp.Port) int { return a.Index - b.Index })
 	return out
-}
-
-func (h *fakeHold) at(ifindex int) (xdp.Port, bool) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	p, ok := h.ports[ifindex]
-	return p, ok
 }
 
 func (h *fakeHold) mac(p xdp.Port) net.HardwareAddr {

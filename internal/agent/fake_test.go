@@ -90,8 +90,7 @@ func (k *fakeKernel) exists(ifindex int) bool {
 			return true
 		}
 	}
-	_, is := k.hold.at(ifindex)
-	return is
+	return slices.ContainsFunc(k.hold.list(), func(p xdp.Port) bool { return p.Index == ifindex })
 }
 
 func (k *fakeKernel) Attach(ifindex int, w xdp.Want) error {
@@ -666,7 +665,7 @@ func fakeAgent(k *fakeKernel, o Options) *agent {
 		defer k.mu.Unlock()
 		return links{veths: k, ports: k.hold.list()}, k.fail["veths"]
 	}
-	a.portAt, a.peerMAC, a.processes, a.listOutlets, a.attachRest = k.hold.at, k.hold.mac, k.hold.processes, k.listOutlets, k.attachRest
+	a.peerMAC, a.processes, a.listOutlets, a.attachRest = k.hold.mac, k.hold.processes, k.listOutlets, k.attachRest
 	a.hairpin = func(xdp.Port) (bool, error) {
 		k.mu.Lock()
 		defer k.mu.Unlock()

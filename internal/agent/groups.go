@@ -180,7 +180,6 @@ func nameservers(text string) (out []netip.Addr) {
 
 // lookAround reads the host anew: beside the loop, except for the first time.
 func (a *agent) lookAround(links xdp.Links) {
-	a.hostStale = false
 	if a.around.host == nil {
 		a.learnHost(a.readHost(links))
 		return

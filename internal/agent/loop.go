@@ -105,6 +105,9 @@ func (a *agent) changed(c xdp.Change) {
 		return
 	}
 	a.touched.devices[c.Index] = true
+	if a.listing != nil {
+		a.listing.since[c.Index] = true
+	}
 	switch {
 	case c.Gone:
 		a.touched.gone[c.Index] = true
@@ -113,8 +116,8 @@ func (a *agent) changed(c xdp.Change) {
 	case c.NsID >= 0:
 		a.touched.namespaces[c.NsID] = true
 	}
-	if c.Port && !c.Gone {
-		a.arrived(c.Index)
+	if c.Port.Index != 0 {
+		a.arrived(c.Port)
 	}
 }
 
@@ -148,7 +151,7 @@ func newTouched() touched {
 // lookedAtEverything says whether Docker has listed its containers and answered for each that asks for a filter, and
 // the kernel has been brought in line with the answers.
 func (a *agent) lookedAtEverything() bool {
-	if a.session == nil || !a.session.listed || len(a.dirty) > 0 || a.underWay > 0 {
+	if a.session == nil || !a.session.listed || len(a.dirty) > 0 || a.listing != nil || a.underWay > 0 {
 		return false
 	}
 	for _, c := range a.containers {
@@ -163,14 +166,17 @@ func (a *agent) lookedAtEverything() bool {
 // is recorded, and tried again at the next resync. It listens meanwhile, and says whether there is more to do.
 func (a *agent) reconcile() (again bool) {
 	a.wakeTouched()
-	// Sweeping takes its time, which a port that is held may not have.
-	sweep := a.sweep && (len(a.held) == 0 || time.Since(a.swept) > 2*resync)
+	// Sweeping takes its time, which a port that is held may not have; nor may it wait for the kernel's list of links, which takes the lock
+	// of all of networking, as all does that engines start containers by.
+	urgent := len(a.held) > 0
+	sweep := a.sweep && (!urgent || time.Since(a.swept) > 2*resync)
 	host := a.hostStale && !a.readingHost && a.anybodyAsks()
 	if len(a.dirty) == 0 && !a.portsStale && !a.orphans && !sweep && !host {
 		return false
 	}
 	var veths namespaces
-	if a.portsStale || sweep || host || a.anyRunning() { // once for all of them: there may be a thousand
+	switch list := host || a.anyRunning(); {
+	case a.portsStale || sweep || list && !urgent: // once for all of them: there may be a thousand
 		all, err := a.list()
 		if err != nil {
 			a.log.Error("cannot list the host's links; trying again", "error", err)
@@ -184,26 +190,44 @@ func (a *agent) reconcile() (again bool) {
 			}
 		}
 		if host {
+			a.hostStale = false
 			a.lookAround(all.links)
 		}
-		a.seePorts(all.ports)
+		a.seePorts(all.ports, nil)
 		if a.portsStale {
 			a.portsStale = false
 			a.syncPorts(all.ports)
 		}
+	case list && a.listing == nil:
+		a.listBeside(host)
 	}
 	a.around.joiners = a.joiners()
 	a.settlePorts()
 	ids := slices.Sorted(maps.Keys(a.dirty))
 	clear(a.dirty)
+	a.enforceAll(ids, veths)
+	if a.orphans {
+		a.orphans = false
+		a.forgetOrphans()
+	}
+	for id := range a.dirty {
+		if c := a.containers[id]; a.listing == nil || c == nil || !c.Running {
+			return true
+		}
+	}
+	return false
+}
+
+// enforceAll brings containers in line, and keeps those dirty that run while veths is nil.
+func (a *agent) enforceAll(ids []string, veths namespaces) {
 	for _, id := range ids {
 		if a.ctx.Err() != nil {
-			return false
+			return
 		}
 		c := a.containers[id]
 		switch {
 		case c == nil || !c.inspected || a.dirty[id]:
-		case c.Running && veths == nil: // it was started meanwhile
+		case c.Running && veths == nil: // a list is under way, or it was started meanwhile
 			a.dirty[id] = true
 		default:
 			a.enforce(c, veths)
@@ -211,11 +235,64 @@ func (a *agent) reconcile() (again bool) {
 		a.beat()
 		a.hear()
 	}
-	if a.orphans {
-		a.orphans = false
-		a.forgetOrphans()
+}
+
+// listing is a list of links that is asked for beside the loop, and who is looked at then.
+type listing struct {
+	ids  []string
+	host bool
+	// since are the devices of which a message has told since it was asked for.
+	since map[int]bool
+}
+
+// listBeside asks for the host's links beside the loop, for the containers that are dirty and run.
+func (a *agent) listBeside(host bool) {
+	l := &listing{host: host, since: map[int]bool{}}
+	for id := range a.dirty {
+		if c := a.containers[id]; c != nil && c.inspected && c.Running {
+			l.ids = append(l.ids, id)
+			delete(a.dirty, id)
+		}
 	}
-	return len(a.dirty) > 0
+	slices.Sort(l.ids)
+	if host {
+		a.hostStale = false
+	}
+	a.listing = l
+	a.beside.Go(func() {
+		all, err := a.list()
+		a.tell(func() { a.listed(l, all, err) })
+	})
+}
+
+// listed takes in what listBeside has asked for. Whoever has become dirty meanwhile is looked at all the same, and once more with the next list:
+// who makes messages without end keeps nobody from looking.
+func (a *agent) listed(l *listing, all links, err error) {
+	a.listing = nil
+	if err != nil {
+		a.log.Error("cannot list the host's links; trying again", "error", err)
+		a.after(time.Second, func() {
+			a.hostStale = a.hostStale || l.host
+			for _, id := range l.ids {
+				a.dirty[id] = true
+			}
+		})
+		return
+	}
+	if l.host {
+		a.lookAround(all.links)
+	}
+	a.seePorts(all.ports, l.since)
+	a.around.joiners = a.joiners()
+	again := map[string]bool{}
+	for _, id := range l.ids {
+		if a.dirty[id] {
+			again[id] = true
+			delete(a.dirty, id)
+		}
+	}
+	a.enforceAll(l.ids, all.veths)
+	maps.Copy(a.dirty, again)
 }
 
 // anyRunning reports whether a container is dirty whose veths are looked at.

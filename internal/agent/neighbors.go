@@ -3,6 +3,7 @@ package agent
 import (
 	"bytes"
 	"errors"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
@@ -145,11 +146,13 @@ func (h *host) in(n docker.Network) (out []netip.Addr) {
 	return out
 }
 
-// seePorts takes in the ports that there are.
-func (a *agent) seePorts(ports []xdp.Port) {
-	clear(a.ports)
+// seePorts takes in the ports that there were when they were asked for. Of devices in since a message has told more.
+func (a *agent) seePorts(ports []xdp.Port, since map[int]bool) {
+	maps.DeleteFunc(a.ports, func(ifindex int, _ xdp.Port) bool { return !since[ifindex] })
 	for _, p := range ports {
-		a.ports[p.Index] = p
+		if !since[p.Index] {
+			a.ports[p.Index] = p
+		}
 	}
 	for ifindex := range a.nameless {
 		if _, there := a.ports[ifindex]; !there {

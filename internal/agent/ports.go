@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"errors"
 	"slices"
 	"time"
 
@@ -15,7 +16,7 @@ type holder interface {
 	Arrived(xdp.Port) (held bool, err error)
 	Known(ifindex int) bool
 	Unseen(ifindex int) (packets uint64, held bool)
-	Prepare(ifindex int) error
+	Prepare(ifindex int) (*xdp.Rest, error)
 	Release(ifindexes ...int) error
 	Forget(ifindexes ...int) error
 	Refresh() (lapsed bool, err error)
@@ -46,23 +47,22 @@ type port struct {
 	end      *docker.Attachment  // the one of them that is its other end, nil until known
 	news     bool                // there is something new to recognise it by
 	silent   bool                // the network has not said what there is
-	prepared bool                // has hooks, which let pass what the hold does
+	prepared bool                // has hooks, which let pass what the hold does, or gets them
+	coming   *leftover           // those, while they are being attached
+	asking   bool                // for the address of its other end
+	askAgain bool                // something has happened since
 	resting  bool                // until it is looked for again
 	attached bool                // something has been to its network since that was asked
 	pause    time.Duration       // how long that is
 	lists    int                 // how many lists of networks there must have been to call its bridge nobody's; 0 before one was asked for
 }
 
-// arrived is told of a link that is a port of another device.
-func (a *agent) arrived(ifindex int) {
-	if a.hold.Known(ifindex) {
+// arrived is told of a port of a bridge.
+func (a *agent) arrived(found xdp.Port) {
+	if a.hold.Known(found.Index) {
 		return
 	}
-	found, ok := a.portAt(ifindex)
-	if !ok {
-		return
-	}
-	a.ports[ifindex] = found
+	a.ports[found.Index] = found
 	held, err := a.hold.Arrived(found)
 	a.complain(&a.holdTrouble, err, "cannot hold a new port", "port", found.Name)
 	if held {
@@ -112,7 +112,7 @@ func (a *agent) settlePorts() {
 
 // settle releases a port as soon as it is known whose it is and, where that container asks for one, its filter is in force.
 func (a *agent) settle(p *port) {
-	if a.held[p.Index] != p {
+	if a.held[p.Index] != p || p.coming != nil {
 		return
 	}
 	network, listed := a.around.behind(p.Bridge)
@@ -194,13 +194,44 @@ func (a *agent) filter(c *container, p *port, network docker.Network) {
 	}
 }
 
-// prepare attaches the usual hooks to a port that is held, where its container wants them: later it takes too long.
+// prepare has the usual hooks attached to a port that is held, beside the loop, where its container wants them: later it takes too long.
+// Nothing else is done to the port meanwhile.
 func (a *agent) prepare(p *port, c *container) {
 	if p.prepared || !usual(c) {
 		return
 	}
 	p.prepared = true
-	if err := a.hold.Prepare(p.Index); err != nil && !xdp.IsGone(err) {
+	r, err := a.hold.Prepare(p.Index)
+	if err != nil || r == nil {
+		a.cannotPrepare(p, err)
+		return
+	}
+	coming := &leftover{Rest: r, ifindex: p.Index, done: make(chan struct{})}
+	p.coming = coming
+	a.beside.Go(func() {
+		coming.err = a.attachRest(r)
+		close(coming.done)
+		a.tell(func() {
+			if p.coming == coming {
+				a.takePrepared(p)
+				a.settle(p)
+			}
+		})
+	})
+}
+
+// takePrepared waits until what prepares a port, if anything does, is out of the kernel's hands, and makes it ours.
+func (a *agent) takePrepared(p *port) {
+	if p == nil || p.coming == nil {
+		return
+	}
+	<-p.coming.done
+	a.cannotPrepare(p, errors.Join(p.coming.err, a.kernel.Take(p.coming.Rest)))
+	p.coming = nil
+}
+
+func (a *agent) cannotPrepare(p *port, err error) {
+	if err != nil && !xdp.IsGone(err) {
 		a.log.Debug("cannot prepare a port", "port", p.Name, "error", err) // attaching the filter will say what is wrong
 	}
 }
@@ -280,6 +311,7 @@ func (a *agent) expire(p *port) {
 	if a.held[p.Index] != p {
 		return
 	}
+	a.takePrepared(p)
 	if c := a.containers[p.id]; c != nil && (c.asks || !c.inspected) {
 		i := Interface{Ifname: p.Name, Ifindex: p.Index}
 		if err := a.shut(c, &i, "what the container wants was not known in time"); err != nil {

@@ -56,7 +56,7 @@ func (r *rig) process(pid, nsid int, ids ...string) {
 func (r *rig) port(p xdp.Port, mac net.HardwareAddr) {
 	h := r.kernel.hold
 	h.set(func() { h.ports[p.Index], h.macs[p.Index] = p, mac })
-	r.agent.tell(func() { r.agent.arrived(p.Index) })
+	r.agent.tell(func() { r.agent.arrived(p) })
 	synctest.Wait()
 }
 
@@ -521,5 +521,87 @@ func TestFloorReachesThePlain(t *testing.T) {
 		r.after(10 * time.Millisecond)
 		r.released(7, true)
 		r.device(7, "open")
+	})
+}
+
+// TestNobodyWaitsForTheKernel has the kernel keep three questions waiting, of which each is about one port or about what runs, while another port
+// comes: that one is settled at once.
+func TestNobodyWaitsForTheKernel(t *testing.T) {
+	for _, what := range []string{"links", "address", "hooks"} {
+		t.Run(what, func(t *testing.T) {
+			running := box(9, true, "xdp.drop=udp")
+			slow, quick, other := box(6, false, "xdp.egress.allow=53/udp"), box(7, false, "xdp.drop=udp"), box(8, false)
+			inTime(t, []docker.Container{running}, func(r *rig) {
+				listBridge(r)
+				r.kernel.hold.rest = &xdp.Rest{}
+			}, func(r *rig) {
+				gate, stuck := make(chan struct{}), 0
+				wait := func(is bool) {
+					if is {
+						stuck++
+						<-gate
+					}
+				}
+				list, mac, attach := r.agent.list, r.agent.peerMAC, r.agent.attachRest
+				r.agent.list = func() (links, error) { wait(what == "links"); return list() }
+				r.agent.peerMAC = func(p xdp.Port) net.HardwareAddr { wait(what == "address" && p.Index == 6); return mac(p) }
+				r.agent.attachRest = func(rest *xdp.Rest) error { wait(what == "hooks"); return attach(rest) }
+				end := itsEnd(slow.ID)
+				end.MAC = net.HardwareAddr{0, 0, 0x5e, 0, 0x53, 6}
+				for _, c := range []docker.Container{slow, quick, other} {
+					r.happens(c, docker.ActionCreate)
+				}
+				r.attaches(itsEnd(quick.ID), end)
+				if what == "hooks" {
+					r.port(near(6), end.MAC)
+				}
+				r.port(near(5), nil) // of which nothing can come yet
+				r.after(time.Second)
+				r.port(in(near(6), 4), end.MAC)
+				r.tells(xdp.Change{Index: 9, NsID: 9}) // what runs is looked at
+				r.port(in(near(7), 5), itsMAC)
+				r.after(time.Millisecond)
+				r.released(7, true)
+				r.device(7, "open")
+				r.released(6, what == "links")
+				if stuck == 0 {
+					t.Error("nothing waits for the kernel")
+				}
+				close(gate)
+				r.after(time.Second)
+				r.released(6, true)
+				r.device(6, "open")
+				r.want(running, "enforced [bridge enforced 9:open]")
+			})
+		})
+	}
+}
+
+// TestHeldTooLongWhilePrepared ends the hold of a port whose hooks the kernel is attaching: what does so is waited for, and taken, before the port
+// is closed.
+func TestHeldTooLongWhilePrepared(t *testing.T) {
+	inTime(t, nil, func(r *rig) {
+		listBridge(r)
+		r.kernel.hold.rest = &xdp.Rest{}
+	}, func(r *rig) {
+		c := box(7, false, "xdp.egress.allow=neighbors,53/udp")
+		gate, inspect := make(chan struct{}), make(chan struct{})
+		attach := r.agent.attachRest
+		r.agent.attachRest = func(rest *xdp.Rest) error { <-gate; return attach(rest) }
+		r.happens(c, docker.ActionCreate)
+		r.engine.set(func() { r.engine.hang[c.ID] = inspect })
+		r.attaches(itsEnd(c.ID))
+		r.port(near(7), net.HardwareAddr{0, 0, 0x5e, 0, 0x53, 1})
+		r.after(time.Second)
+		r.port(in(near(7), 5), itsMAC)
+		r.after(holdLimit - time.Millisecond)
+		r.released(7, false)
+		time.AfterFunc(time.Second, func() { close(gate) })
+		r.after(2 * time.Second)
+		r.released(7, true)
+		if n, took := r.kernel.count("take 0"), r.kernel.count("rest 0"); n != 1 || took != 1 {
+			t.Errorf("taken %d times of %d", n, took)
+		}
+		close(inspect)
 	})
 }

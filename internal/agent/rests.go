@@ -64,6 +64,7 @@ func (a *agent) begin(c *container, ifindex int, w xdp.Want) (r *xdp.Rest, opene
 // overtake ends what is under way for a device, so that nobody but the loop attaches to it: what is in the kernel's hands is waited for,
 // what is attached is taken. It returns nil where there was nothing; failed says that the kernel has refused it.
 func (a *agent) overtake(c *container, ifindex int) (r *leftover, failed bool) {
+	a.takePrepared(a.held[ifindex])
 	if r = c.rests[ifindex]; r == nil {
 		return nil, false
 	}

@@ -24,12 +24,30 @@ const (
 	latest  = 250 * time.Millisecond
 )
 
-// recognise looks whether a port's other end is one that its network has named, by the address that Docker gives it.
+// recognise looks whether a port's other end is one that its network has named, by the address that Docker gives it. The kernel is asked for that
+// beside the loop: while it starts other containers it does not answer for tens of milliseconds.
 func (a *agent) recognise(p *port) {
-	if p.end == nil && p.news && len(p.ends) > 0 && (p.NsID >= 0 || p.Carrier) {
-		p.match(a.peerMAC(p.Port))
-	}
+	news := p.news
 	p.news = false
+	switch {
+	case p.end != nil || !news || len(p.ends) == 0 || p.NsID < 0 && !p.Carrier:
+	case p.asking:
+		p.askAgain = true
+	default:
+		p.asking, p.askAgain = true, false
+		of := p.Port
+		a.beside.Go(func() {
+			mac := a.peerMAC(of)
+			a.tell(func() {
+				p.asking = false
+				if p.end == nil && p.NsID == of.NsID {
+					p.match(mac)
+				}
+				p.news = p.news || p.askAgain
+				a.settle(p)
+			})
+		})
+	}
 }
 
 // seek looks beside the loop for whose a port is. The network names what is being attached to it, with engines from 28 on at
@@ -40,7 +58,7 @@ func (a *agent) seek(p *port, n docker.Network) {
 	if p.id == "" && p.NsID >= 0 && !p.looked {
 		a.lookInside()
 	}
-	if !p.resting && (p.attached || !p.live.IsZero() || a.anybodyIsDue()) {
+	if !p.resting && !p.asking && (p.attached || !p.live.IsZero() || a.anybodyIsDue()) {
 		a.askAttachments(n)
 	}
 }

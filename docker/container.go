@@ -46,6 +46,9 @@ type Container struct {
 	CapAdd     []string // upper case, without CAP_; "ALL" stands for every one
 	Privileged bool
 	Runtime    string // "runc", "io.containerd.kata.v2", ...; the engine's default where none was named
+	// MayRun are the runtimes that it may have, and MayRemap says that UserNS may be true, where Docker has only outlined it.
+	MayRun   []string
+	MayRemap bool
 	// UserNS: the container lives in a user namespace of its own, by userns-remap or a rootless engine, and its
 	// capabilities mean nothing outside.
 	UserNS bool
@@ -106,7 +109,7 @@ func whole(r container.InspectResponse, id string) error {
 		return errors.New("the answer describes no container")
 	case isID(id) && r.ID != id:
 		return fmt.Errorf("the answer describes another container, %.12s", r.ID)
-	case r.State == nil || r.Config == nil || r.HostConfig == nil || r.NetworkSettings == nil:
+	case r.State == nil || r.State.Status == "" || r.Config == nil || r.HostConfig == nil || r.NetworkSettings == nil:
 		return errors.New("the answer is not complete")
 	}
 	return nil

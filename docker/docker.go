@@ -10,6 +10,7 @@ package docker
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net"
 	"slices"
 	"strings"
@@ -104,8 +105,9 @@ type Info struct {
 	Rootless bool
 	// UserNS: containers run in a user namespace of their own unless their UsernsMode is "host".
 	UserNS bool
-	// DefaultRuntime is that of containers for which none was named.
+	// DefaultRuntime is that of containers for which none was named; Runtimes, sorted, are those that the engine is configured with.
 	DefaultRuntime string
+	Runtimes       []string
 }
 
 // Info asks the engine about itself.
@@ -127,5 +129,6 @@ func (c *Client) Info(ctx context.Context) (Info, error) {
 		UserNS:        has("userns"),
 
 		DefaultRuntime: i.DefaultRuntime,
+		Runtimes:       slices.Sorted(maps.Keys(i.Runtimes)),
 	}, nil
 }

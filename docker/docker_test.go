@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"syscall"
@@ -273,6 +274,13 @@ func unfit(t *testing.T) map[string]string {
 			t.Fatal(err)
 		}
 		out["an answer without "+part] = string(text)
+		if part == "State" {
+			answer[part] = map[string]any{}
+			if text, err = json.Marshal(answer); err != nil {
+				t.Fatal(err)
+			}
+			out["an answer with nothing of the state"] = string(text)
+		}
 	}
 	return out
 }
@@ -338,12 +346,16 @@ func TestList(t *testing.T) {
 func TestOutline(t *testing.T) {
 	e, ctx := engine(t)
 	e.Put(web)
+	e.Handle("/info", func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = w.Write([]byte(`{"ServerVersion":"29.6.2","Runtimes":{"runc":{},"kata":{}},"SecurityOptions":["name=userns"]}`))
+	})
 	c := connect(ctx, t)
 	e.Handle("/containers/"+web.ID, func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
 	got, err := c.Outline(ctx, web.ID)
 	want := docker.Container{
 		ID: web.ID, Name: web.Name, Labels: web.Labels, ImageID: web.ImageID, ImageLabels: web.ImageLabels, ImageKnown: true,
 		NetworkMode: web.NetworkMode, Networks: web.Networks,
+		MayRun: []string{"kata", "runc"}, MayRemap: true, FromHost: docker.AllFromHost,
 	}
 	if d := cmp.Diff(want, got, compare); d != "" || err != nil {
 		t.Error(err, d)
@@ -411,11 +423,11 @@ func TestVersionIsNegotiatedAnew(t *testing.T) {
 func TestInfo(t *testing.T) {
 	e, ctx := engine(t)
 	e.Handle("/info", func(w http.ResponseWriter, _ *http.Request) {
-		_, _ = w.Write([]byte(`{"ServerVersion":"28.5.2","CgroupVersion":"2","DefaultRuntime":"kata","SecurityOptions":["name=seccomp,profile=builtin","name=rootless","name=userns,x=y"]}`))
+		_, _ = w.Write([]byte(`{"ServerVersion":"28.5.2","CgroupVersion":"2","DefaultRuntime":"kata","Runtimes":{"runc":{"path":"runc"},"kata":{"path":"kata-runtime"}},"SecurityOptions":["name=seccomp,profile=builtin","name=rootless","name=userns,x=y"]}`))
 	})
 	got, err := connect(ctx, t).Info(ctx)
-	want := docker.Info{ServerVersion: "28.5.2", APIVersion: "1.41", CgroupVersion: "2", DefaultRuntime: "kata", Rootless: true, UserNS: true}
-	if err != nil || got != want {
+	want := docker.Info{ServerVersion: "28.5.2", APIVersion: "1.41", CgroupVersion: "2", DefaultRuntime: "kata", Runtimes: []string{"kata", "runc"}, Rootless: true, UserNS: true}
+	if err != nil || !reflect.DeepEqual(got, want) {
 		t.Errorf("%+v, %v", got, err)
 	}
 	// What was started without a runtime has the engine's.

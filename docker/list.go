@@ -54,7 +54,7 @@ func summary(s container.Summary) Summary {
 }
 
 // Outline is Inspect for a container that is about to run: it is answered at once even while the container starts, and
-// says nothing of HostConfig (CapAdd, Privileged, Runtime, UserNS, DNS, FromHost, Published), of Image, process and sandbox.
+// says nothing of HostConfig (CapAdd, Privileged, Runtime, UserNS, DNS, Published), of Image, process and sandbox.
 func (c *Client) Outline(ctx context.Context, id string) (Container, error) {
 	all, err := c.api.ContainerList(ctx, container.ListOptions{All: true, Filters: filters.NewArgs(filters.Arg("id", id))})
 	if err != nil {
@@ -65,7 +65,10 @@ func (c *Client) Outline(ctx context.Context, id string) (Container, error) {
 		return Container{}, fmt.Errorf("list container %.12s: %w", id, errdefs.ErrNotFound)
 	}
 	s := summary(all[i])
-	out := Container{ID: id, Name: s.Name, Labels: s.Labels, ImageID: s.ImageID, NetworkMode: s.NetworkMode, Networks: s.Networks}
+	out := Container{
+		ID: id, Name: s.Name, Labels: s.Labels, ImageID: s.ImageID, NetworkMode: s.NetworkMode, Networks: s.Networks,
+		MayRun: c.engine.Runtimes, MayRemap: c.engine.UserNS || c.engine.Rootless, FromHost: fromHost(c.engine.ServerVersion),
+	}
 	if out.ImageLabels, out.ImageKnown, err = c.imageLabels(ctx, out.ImageID, all[i].ImageManifestDescriptor); err != nil {
 		return Container{}, fmt.Errorf("inspect image of container %.12s: %w", id, err)
 	}

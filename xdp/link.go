@@ -361,10 +361,13 @@ func (w Want) equal(o Want) bool {
 		w.Program == o.Program && w.Bridge == o.Bridge && slices.Equal(w.Siblings, o.Siblings)
 }
 
+// ShutWant is what Shut attaches. It is at both hooks, because who is closed may be wired with a redirect around one.
+func ShutWant() Want { return Want{Policy: Closed(), BothHooks: true} }
+
 // Shut closes a device that must be closed: by the filter with a policy that lets nothing pass, or where none can be
 // attached by setting the device down. byFilter says which.
 func (f *Filter) Shut(ifindex int) (byFilter bool, err error) {
-	if err := f.Attach(ifindex, Want{Policy: Closed()}); err == nil {
+	if err := f.Attach(ifindex, ShutWant()); err == nil {
 		return true, nil
 	}
 	// The entry of a device without a hook says, to us and to those after us, that we set it down. Without
@@ -545,6 +548,15 @@ func (f *Filter) unhookOne(id hookID) error {
 		return nil
 	}
 	return clsactDetach(id)
+}
+
+// ForgetConversations has what goes on between a device's container and others judged as if it were new.
+func (f *Filter) ForgetConversations(ifindex int) error {
+	d, ok := f.maps.devices[ifindex]
+	if !ok {
+		return nil
+	}
+	return f.maps.states.renew(d.Counters)
 }
 
 // Unseen is how many packets the other end of a veth has sent that no filter of ours has judged: those from before it came.

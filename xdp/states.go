@@ -262,6 +262,30 @@ func (s *states) table() (uint32, error) {
 	return id, nil
 }
 
+// renew gives the device of a counter block, and those that share its conversations, an empty table.
+func (s *states) renew(block uint16) error {
+	old := s.tables.of[block]
+	if old == 0 {
+		return nil
+	}
+	id, err := s.table()
+	if err != nil {
+		return err
+	}
+	for b, its := range s.tables.of {
+		if its != old {
+			continue
+		}
+		if err := s.objs.States.Put(uint32(b), filterShared{State: id, Buckets: s.buckets.of[b]}); err != nil {
+			return fmt.Errorf("write map states: %w", err)
+		}
+		s.tables.remove(b)
+		s.tables.add(b, id)
+	}
+	s.full = append(s.full, old)
+	return nil
+}
+
 // bucket is a set of buckets that nobody has, all of them empty.
 func (s *states) bucket() (uint32, error) {
 	for id := uint32(1); id < s.objs.Buckets.MaxEntries(); id++ {

@@ -1,6 +1,7 @@
 package xdp
 
 import (
+	"net"
 	"strings"
 	"testing"
 	"time"
@@ -263,4 +264,53 @@ func TestSeenAMomentLater(t *testing.T) {
 			t.Errorf("an answer: %v", v)
 		}
 	}
+}
+
+// TestForgetConversations has a container answer, under a policy that lets it open nothing, and once more after what it had been asked is forgotten; its
+// other device shares that.
+func TestForgetConversations(t *testing.T) {
+	n := newBridged(t)
+	f, h := n.open(bpffs(t))
+	defer f.Close()
+	defer h.Close()
+	p, other := n.plug("veth0000001", 0), n.plug("veth0000002", 0)
+	must(t, h.Release(p.Index, other.Index))
+	w := Want{Policy: labelled(t, "xdp.egress.drop=udp"), Siblings: []int{p.Index, other.Index}}
+	must(t, f.Attach(p.Index, w))
+	must(t, f.Attach(other.Index, w))
+	asks, err := net.ListenPacket("udp4", "192.0.2.1:0")
+	must(t, err)
+	defer asks.Close()
+	var answers net.PacketConn
+	n.in(p, func() {
+		answers, err = net.ListenPacket("udp4", p.addr.String()+":0")
+		must(t, err)
+	})
+	defer answers.Close()
+	answered := func(wait time.Duration) bool {
+		_, err := answers.WriteTo([]byte("answer"), asks.LocalAddr())
+		must(t, err)
+		must(t, asks.SetReadDeadline(time.Now().Add(wait)))
+		_, _, err = asks.ReadFrom(make([]byte, 64))
+		return err == nil
+	}
+	if answered(long) {
+		t.Error("it answers what nobody has asked")
+	}
+	for range 2 {
+		_, err = asks.WriteTo([]byte("question"), answers.LocalAddr())
+		must(t, err)
+		if !answered(soon) || !answered(soon) {
+			t.Error("it does not answer")
+		}
+		must(t, f.ForgetConversations(p.Index))
+		if answered(long) {
+			t.Error("it answers what is forgotten")
+		}
+		tables := f.maps.states.tables
+		if a, b := tables.of[f.maps.devices[p.Index].Counters], tables.of[f.maps.devices[other.Index].Counters]; a == 0 || a != b || tables.users[a] != 2 || len(tables.users) != 1 {
+			t.Errorf("tables %d and %d, with users %v", a, b, tables.users)
+		}
+	}
+	must(t, f.ForgetConversations(999))
 }

@@ -35,7 +35,7 @@ func TestClosed(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			c := v.With(t).Start(image, "q-"+strings.ReplaceAll(tc.name, " ", "-"), labelled(network, tc.label, "xdp.drop.fine=icmp"))
 			await(t, v, c.Name, "is closed", func(s agent.ContainerStatus) bool {
-				return s.State == agent.Quarantined && len(s.Interfaces) == 1 && len(s.Interfaces[0].Hooks) == 2
+				return s.State == agent.Quarantined && len(s.Interfaces) == 1 && len(s.Interfaces[0].Hooks) == 3
 			})
 			tr.shows(t, c, append(deniedUDP, allowedUDP...), nil)
 			status, check := v.Ask("status", c.Name), v.Ask("check", c.Name)
@@ -183,7 +183,7 @@ func TestNowhereToAttach(t *testing.T) {
 				t.Errorf("state %s of what is open on one side", s.State)
 			}
 			for _, i := range s.Interfaces {
-				if i.Network == "bridge" && (i.State != tc.there || len(i.Hooks) != 2) {
+				if i.Network == "bridge" && (i.State != tc.there || len(i.Hooks) != map[agent.State]int{agent.Enforced: 2, agent.Quarantined: 3}[tc.there]) {
 					t.Errorf("interface %+v", i)
 				}
 				if i.Network == macvlan && (i.State != agent.Partial || !strings.Contains(i.Error, "a way out that no hook sees: network "+macvlan+" is macvlan")) {

@@ -41,7 +41,7 @@ func TestNetAdmin(t *testing.T) {
 		c := v.With(t).Start(image, name, append(labelled(network, labels...), "--cap-add", "NET_ADMIN"))
 		await(t, v, c.Name, "has both hooks", func(s agent.ContainerStatus) bool {
 			hooks, holds := heldBy(s)
-			return filtered(s) && hooks == "xdp generic + tcx tcx" && !holds
+			return (filtered(s) || s.State == agent.Quarantined) && hooks == "xdp generic + tcx tcx" && !holds
 		})
 		return netAdmin{c, v.With(t), &tr, network}
 	}
@@ -53,6 +53,8 @@ func TestNetAdmin(t *testing.T) {
 		t.Run("wired as Kata does it, "+label, func(t *testing.T) { start(t, "kata-"+label[len(label)-3:], label).kata(t, arrives) })
 		t.Run("past both hooks, "+label, func(t *testing.T) { start(t, "both-"+label[len(label)-3:], label).pastBoth(t, arrives) })
 	}
+	t.Run("closed, wired as Kata does it", func(t *testing.T) { start(t, "closed-kata", "xdp.drop=upd").kata(t, false) })
+	t.Run("closed, past both hooks", func(t *testing.T) { start(t, "closed-both", "xdp.drop=upd").pastBoth(t, false) })
 	t.Run("its eth0", func(t *testing.T) { start(t, "eth0", "xdp.drop=udp").takeAway(t) })
 	t.Run("another's veth", func(t *testing.T) {
 		c := start(t, "deletes", "xdp.drop=tcp")

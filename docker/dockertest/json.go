@@ -126,7 +126,7 @@ func inspect(c docker.Container) object {
 	}
 	return object{
 		"Id": c.ID, "Name": "/" + c.Name, "Image": c.ImageID, "Config": object{"Labels": c.Labels, "Image": c.Image},
-		"State":           object{"Running": c.Running, "Pid": c.Pid, "StartedAt": c.StartedAt.Format(time.RFC3339Nano)},
+		"State":           object{"Status": map[bool]string{true: "running", false: "exited"}[c.Running], "Running": c.Running, "Pid": c.Pid, "StartedAt": c.StartedAt.Format(time.RFC3339Nano)},
 		"NetworkSettings": object{"SandboxID": c.SandboxID, "SandboxKey": c.SandboxKey, "Networks": networks(c)},
 		"HostConfig": object{
 			"NetworkMode": c.NetworkMode, "CapAdd": c.CapAdd, "Privileged": c.Privileged, "Runtime": c.Runtime,

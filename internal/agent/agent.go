@@ -54,6 +54,7 @@ type kernel interface {
 	Take(*xdp.Rest) error
 	Shut(ifindex int) (byFilter bool, err error)
 	Detach(ifindex int) error
+	ForgetConversations(ifindex int) error
 	Unseen(ifindex int) uint64
 	Lost(ifindex int) bool
 	Introduce(bridge, port int, addrs []netip.Addr, sure bool) error
@@ -156,12 +157,13 @@ type container struct {
 	// asked is the session that a question is out to, and again says that something has happened since it went out.
 	asked    *session
 	again    bool
-	renamed  bool      // since its name was asked for, by which the configuration may pick
-	trouble  string    // the last error of a question, that the log has
-	missing  int       // how many lists in a row did not have it
-	stirred  time.Time // when it was created, or has ended
-	seen     bool      // its namespace was there when we last looked
-	lost     time.Time // when its veths were gone
+	named    map[string]string // labels of it and more, as an event or a list has named them last
+	renamed  bool              // since its name was asked for, by which the configuration may pick
+	trouble  string            // the last error of a question, that the log has
+	missing  int               // how many lists in a row did not have it
+	stirred  time.Time         // when it was created, or has ended
+	seen     bool              // its namespace was there when we last looked
+	lost     time.Time         // when its veths were gone
 	want     want
 	known    known // what want was made of
 	asks     bool
@@ -184,6 +186,8 @@ type container struct {
 	pastTrouble string // as trouble
 	// guardTrouble is as trouble.
 	guardTrouble string
+	// hasty are devices that were filtered before Docker had said whether one hook is enough.
+	hasty map[int]bool
 }
 
 type agent struct {

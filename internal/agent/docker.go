@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -181,6 +182,7 @@ func (a *agent) compare(s *session, list []docker.Summary) {
 		running := l.State == "running" || l.State == "paused"
 		if c == nil || c.stale || c.Running != running || c.Name != l.Name {
 			a.ask(l.ID)
+			a.containers[l.ID].named = l.Labels
 		}
 	}
 	maps.DeleteFunc(a.plain, func(id string, _ bool) bool { return !there[id] })
@@ -208,7 +210,7 @@ func (a *agent) heard(event docker.Event) {
 	case event.Action == docker.ActionCreate:
 		if c != nil || a.worthAsking(event.ID, event.Labels) {
 			a.ask(event.ID)
-			a.containers[event.ID].stirred = time.Now()
+			a.containers[event.ID].stirred, a.containers[event.ID].named = time.Now(), event.Labels
 		} else {
 			a.plain[event.ID] = true
 			a.peek(event.ID)
@@ -276,7 +278,7 @@ func (a *agent) part(c *container) {
 // meet takes up a container, with what an agent before this one has recorded of it.
 func (a *agent) meet(id string) *container {
 	c := &container{
-		Container: docker.Container{ID: id}, stale: true, nsid: -1, late: map[int]uint64{}, rests: map[int]*leftover{}, uninvited: map[int]time.Time{}, saved: a.records[id],
+		Container: docker.Container{ID: id}, stale: true, nsid: -1, late: map[int]uint64{}, rests: map[int]*leftover{}, uninvited: map[int]time.Time{}, hasty: map[int]bool{}, saved: a.records[id],
 	}
 	delete(a.records, id)
 	if r, err := ParseRecord([]byte(c.saved)); err == nil {
@@ -312,6 +314,9 @@ func (a *agent) answered(s *session, c *container, answer docker.Container, err 
 	}
 	again := c.again
 	c.asked, c.again = nil, false
+	if err == nil {
+		err = c.lacksLabels(answer)
+	}
 	switch {
 	case errdefs.IsNotFound(err):
 		c.stale = true // the next lists decide whether it is gone
@@ -331,6 +336,19 @@ func (a *agent) answered(s *session, c *container, answer docker.Container, err 
 	if again {
 		a.ask(c.ID)
 	}
+}
+
+// lacksLabels says what is wrong with an answer that does not name a label of ours that Docker has named before: they never change, and
+// to believe it would take the filter off.
+func (c *container) lacksLabels(answer docker.Container) error {
+	for _, before := range []map[string]string{c.named, c.Labels} {
+		for key := range before {
+			if _, there := answer.Labels[key]; !there && strings.HasPrefix(strings.ToLower(key), "xdp") {
+				return fmt.Errorf("the answer lacks label %q, which Docker has named before", key)
+			}
+		}
+	}
+	return nil
 }
 
 // learn takes in an answer. What c wants follows from labels, which never change, from whether its image is known,

@@ -123,6 +123,7 @@ func (a *agent) interfaces(c *container, veths namespaces) (out []Interface, kno
 	maps.DeleteFunc(c.late, func(ifindex int, _ uint64) bool { return !slices.Contains(c.devices, ifindex) })
 	a.giveUp(c, c.devices)
 	maps.DeleteFunc(c.uninvited, func(ifindex int, _ time.Time) bool { return !slices.Contains(c.devices, ifindex) })
+	maps.DeleteFunc(c.hasty, func(ifindex int, _ bool) bool { return !slices.Contains(c.devices, ifindex) })
 	networks := place(c.Networks, found, a.around.bridge)
 	for _, v := range found {
 		i := Interface{Network: networks[v.Index], Ifname: v.Name, Ifindex: v.Index, State: Enforced}
@@ -235,9 +236,9 @@ func (a *agent) attach(c *container, i *Interface, bridge string, siblings []int
 	if err != nil {
 		return a.shut(c, i, OneLine(err))
 	}
+	a.thinkAgain(c, i, r == nil)
 	if c.want.pastBoth && r == nil && bridge != "" {
-		err := a.hold.Guard(i.Ifindex)
-		a.complain(&c.guardTrouble, err, "cannot guard a port", "container", c.Name, "id", short(c.ID), "veth", i.Ifname)
+		a.guardPort(c, i)
 	}
 	i.State, i.Error = a.attached(c, i.Ifindex)
 	// What has passed is counted when the first program is there that judges what is sent.
@@ -262,6 +263,26 @@ func (a *agent) attach(c *container, i *Interface, bridge string, siblings []int
 	return nil
 }
 
+// thinkAgain is called when a filter of c is in force, whole or in part. What it has sent around one hook before it was known that it takes two
+// may have been answered, and is no conversation that it was asked for.
+func (a *agent) thinkAgain(c *container, i *Interface, whole bool) {
+	switch {
+	case !c.inspected:
+		c.hasty[i.Ifindex] = !c.want.both
+	case whole && c.hasty[i.Ifindex]:
+		if delete(c.hasty, i.Ifindex); c.want.both {
+			err := a.kernel.ForgetConversations(i.Ifindex)
+			a.complain(&c.guardTrouble, err, "cannot forget what a container may have begun past its filter", "container", c.Name, "id", short(c.ID), "veth", i.Ifname)
+		}
+	}
+}
+
+// guardPort has nothing pass that gets around both hooks of a port of c.
+func (a *agent) guardPort(c *container, i *Interface) {
+	err := a.hold.Guard(i.Ifindex)
+	a.complain(&c.guardTrouble, err, "cannot guard a port", "container", c.Name, "id", short(c.ID), "veth", i.Ifname)
+}
+
 // attached is the state of an interface whose filter is in force, and why it is not a better one.
 func (a *agent) attached(c *container, ifindex int) (State, string) {
 	switch {
@@ -277,7 +298,7 @@ func (a *agent) attached(c *container, ifindex int) (State, string) {
 
 // close is shut, as far as it can be done at once; the rest of it follows.
 func (a *agent) close(c *container, i *Interface, why string) error {
-	r, _, err := a.begin(c, i.Ifindex, xdp.Want{Policy: xdp.Closed()})
+	r, _, err := a.begin(c, i.Ifindex, xdp.ShutWant())
 	if err != nil || r == nil {
 		return a.shut(c, i, why)
 	}
@@ -290,6 +311,12 @@ func (a *agent) shut(c *container, i *Interface, why string) error {
 	i.State, i.Error = Quarantined, why
 	a.overtake(c, i.Ifindex)
 	byFilter, err := a.kernel.Shut(i.Ifindex)
+	if err == nil && byFilter && c.want.pastBoth {
+		a.guardPort(c, i)
+		if _, why := a.attached(c, i.Ifindex); why != "" {
+			i.Error += "; " + why
+		}
+	}
 	if err == nil && a.kernel.ByHand(i.Ifindex) {
 		err = a.detachByHand(i.Ifindex) // what root's own program sends by itself no policy closes
 	}

@@ -150,3 +150,31 @@ func waitUntil(t *testing.T, what string, so func() bool) {
 		}
 	}
 }
+
+// TestHalfInspect has the engine answer about a running container without its labels, which its list has: nothing is detached.
+func TestHalfInspect(t *testing.T) {
+	for _, config := range []string{`{}`, `{"Labels":null}`, `{"Labels":{"com.example":"x"}}`} {
+		c := box(10, true, "xdp.drop=udp")
+		e, k := dockertest.New(t), newFakeKernel()
+		k.namespaces[c.SandboxKey] = vethsFor(c)
+		e.Put(c)
+		end := runAgent(t, e, k)
+		waitState(t, k, c, enforced10)
+		end()
+		asked := make(chan struct{}, 1000)
+		e.Handle("/containers/"+c.ID, func(w http.ResponseWriter, _ *http.Request) {
+			asked <- struct{}{}
+			_, _ = w.Write([]byte(`{"Id":"` + c.ID + `","Name":"/` + c.Name + `","State":{"Status":"running","Running":true,"Pid":10},"Config":` + config +
+				`,"HostConfig":{},"NetworkSettings":{"SandboxKey":"` + c.SandboxKey + `"}}`))
+		})
+		end = runAgent(t, e, k)
+		<-asked
+		<-asked // it asks again, so it has taken in the first answer
+		if k.count("detach 10") > 0 || k.record(c.ID).State != Enforced {
+			t.Errorf("%s: detached %d times, record %+v", config, k.count("detach 10"), k.record(c.ID))
+		}
+		e.Handle("/containers/"+c.ID, nil)
+		waitState(t, k, c, enforced10)
+		end()
+	}
+}

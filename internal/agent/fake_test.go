@@ -186,6 +186,12 @@ func (k *fakeKernel) Detach(ifindex int) error {
 	return nil
 }
 
+func (k *fakeKernel) ForgetConversations(ifindex int) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.call("forget conversations %d", ifindex)
+}
+
 func (k *fakeKernel) Unseen(ifindex int) uint64 {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -477,7 +483,7 @@ func (e *fakeEngine) Outline(ctx context.Context, id string) (docker.Container, 
 	}
 	return docker.Container{
 		ID: c.ID, Name: c.Name, Labels: c.Labels, ImageID: c.ImageID, ImageLabels: c.ImageLabels, ImageKnown: c.ImageKnown,
-		NetworkMode: c.NetworkMode, Networks: c.Networks,
+		NetworkMode: c.NetworkMode, Networks: c.Networks, MayRun: c.MayRun, MayRemap: c.MayRemap, FromHost: c.FromHost,
 	}, nil
 }
 

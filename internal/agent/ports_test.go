@@ -605,3 +605,61 @@ func TestHeldTooLongWhilePrepared(t *testing.T) {
 		close(inspect)
 	})
 }
+
+// TestOutlinedOfTwoHooks starts containers of which Docker says only after the start what they are: by the engine's runtimes and user namespaces
+// they may take two hooks, and have them at first. Of one that takes them after all what has begun meanwhile is forgotten.
+func TestOutlinedOfTwoHooks(t *testing.T) {
+	runc := []string{"io.containerd.runc.v2", "runc"}
+	for name, tc := range map[string]struct {
+		mayRun              []string
+		mayRemap            bool
+		change              func(*docker.Container) // what the inspect says
+		first, last, forget bool
+	}{
+		"plain":                          {runc, false, func(*docker.Container) {}, false, false, false},
+		"the engine has kata":            {append(runc, "kata"), false, func(*docker.Container) {}, true, false, false},
+		"and it is kata":                 {append(runc, "kata"), false, func(c *docker.Container) { c.Runtime = "kata" }, true, true, false},
+		"the engine remaps users":        {runc, true, func(c *docker.Container) { c.UserNS = true }, true, false, false},
+		"NET_ADMIN":                      {runc, false, func(c *docker.Container) { c.CapAdd = []string{"NET_ADMIN"} }, false, true, true},
+		"a runtime that nobody has told": {runc, false, func(c *docker.Container) { c.Runtime = "io.containerd.kata.v2" }, false, true, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inTime(t, nil, listBridge, func(r *rig) {
+				c := box(7, false, "xdp.egress.allow=53/udp")
+				c.MayRun, c.MayRemap = tc.mayRun, tc.mayRemap
+				gate := make(chan struct{})
+				r.engine.set(func() { r.engine.hang[c.ID] = gate })
+				r.happens(c, docker.ActionCreate)
+				r.attaches(itsEnd(c.ID))
+				r.process(70, 5, c.ID)
+				r.port(in(near(7), 5), itsMAC)
+				r.after(100 * time.Millisecond)
+				r.released(7, true)
+				r.kernel.set(func() {
+					if got := r.kernel.last[7].BothHooks; got != tc.first {
+						t.Errorf("both hooks at first: %v, want %v", got, tc.first)
+					}
+				})
+				if got := r.kernel.hold.Guarded(7); got != tc.mayRemap {
+					t.Errorf("guarded: %v, want %v", got, tc.mayRemap)
+				}
+				up := started(c, 7)
+				up.MayRun, up.MayRemap = nil, false
+				tc.change(&up)
+				r.engine.set(func() { r.engine.containers[c.ID] = up })
+				r.plug(up)
+				close(gate)
+				r.after(resync)
+				r.want(up, "enforced [bridge enforced 7:open]")
+				r.kernel.set(func() {
+					if got := r.kernel.last[7].BothHooks; got != tc.last {
+						t.Errorf("both hooks at last: %v, want %v", got, tc.last)
+					}
+				})
+				if got := r.kernel.count("forget conversations 7") > 0; got != tc.forget {
+					t.Errorf("conversations are forgotten: %v, want %v", got, tc.forget)
+				}
+			})
+		})
+	}
+}

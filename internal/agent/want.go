@@ -106,7 +106,7 @@ func wanted(c docker.Container, k known, conf config.Config, compile func(policy
 		w.warnings = append(w.warnings, "the engine asks the host's resolvers from the host, past every rule: its own at 127.0.0.11 is closed to the container, names of other containers included; allow dns, or give the container a resolver with docker run --dns ADDRESS")
 	}
 	w.both, w.program = detours(c) || k.sharing.Both, Program(stack)
-	w.pastBoth = w.program == "" && (netAdmin(c) || k.sharing.NetAdmin)
+	w.pastBoth = netAdmin(c) || c.MayRemap || k.sharing.NetAdmin
 	for i := range stack {
 		w.audits = w.audits || stack.Audited(i)
 	}
@@ -175,12 +175,12 @@ func netAdmin(c docker.Container) bool {
 }
 
 // plainRuntimes give a container no more than its own end of the veth. "" is an engine that does not say.
-var plainRuntimes = []string{"", "runc", "crun", "io.containerd.runc.v2"}
+var plainRuntimes = []string{"", "runc", "crun", "io.containerd.runc.v2", "io.containerd.runtime.v1.linux"}
 
 // detours reports whether what c sends may get around one hook: by redirects of its own making, or by those that its
-// runtime is wired with, as Kata's are.
+// runtime is wired with, as Kata's are. Of one that has only been outlined that is what may be.
 func detours(c docker.Container) bool {
-	return netAdmin(c) || !slices.Contains(plainRuntimes, c.Runtime)
+	return netAdmin(c) || c.MayRemap || slices.ContainsFunc(append(slices.Clone(c.MayRun), c.Runtime), func(r string) bool { return !slices.Contains(plainRuntimes, r) })
 }
 
 const noNetwork = "the container has no network: there is nothing to filter"

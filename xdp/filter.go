@@ -61,6 +61,7 @@ type Filter struct {
 	standing map[int]standing
 	lost     map[int]bool   // see Lost
 	guarded  map[int]bool   // devices of which tc ingress marks what it lets pass
+	downed   map[int]bool   // devices that Shut has set down, and that have no entry
 	closing  sync.WaitGroup // links of devices that are gone
 	// tcx: the kernel has it, and noTCX: it has none (before 6.6), and clsact takes its place. Neither: nobody has looked.
 	tcx, noTCX bool
@@ -77,7 +78,7 @@ func Open(dir string) (*Filter, error) {
 	}
 	f := &Filter{
 		dir: dir, lock: lock, held: map[int]bool{}, loose: map[hookID]bool{}, resolvers: map[int]resolverClosed{}, programs: map[digest]loadedProgram{},
-		standing: map[int]standing{}, lost: map[int]bool{}, guarded: map[int]bool{},
+		standing: map[int]standing{}, lost: map[int]bool{}, guarded: map[int]bool{}, downed: map[int]bool{},
 	}
 	if err := f.load(); err != nil {
 		f.Close()

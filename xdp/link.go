@@ -249,7 +249,7 @@ func (f *Filter) attach(ifindex int, w Want, rest *Rest) error {
 	delete(f.held, ifindex)
 	hooks := f.hooks(ifindex, w)
 	operators := f.has(hookID{ifindex, hookProgram})
-	fresh, closed := !f.hooked(ifindex), f.maps.isShut(ifindex)
+	fresh, closed := !f.hooked(ifindex), f.maps.isShut(ifindex) || f.downed[ifindex]
 	if !fresh {
 		if err := f.stop(ifindex, w); err != nil {
 			return err
@@ -294,6 +294,7 @@ func (f *Filter) attach(ifindex int, w Want, rest *Rest) error {
 		return err
 	}
 	if fresh && closed {
+		delete(f.downed, ifindex)
 		return setLink(ifindex, netlink.LinkSetUp)
 	}
 	if rest != nil || f.loose[hookID{ifindex, hookXDP}] { // the next look makes out what stands
@@ -370,9 +371,15 @@ func (f *Filter) Shut(ifindex int) (byFilter bool, err error) {
 	if err := f.Attach(ifindex, ShutWant()); err == nil {
 		return true, nil
 	}
-	// The entry of a device without a hook says, to us and to those after us, that we set it down. Without
-	// room for an entry it has to go down all the same.
-	return false, errors.Join(setLink(ifindex, netlink.LinkSetDown), f.maps.setPolicy(ifindex, Want{Policy: Closed()}, f.bits(ifindex)))
+	if err := setLink(ifindex, netlink.LinkSetDown); err != nil {
+		return false, err
+	}
+	// The entry of a device without a hook says, to us and to those after us, that we set it down. Where there is no room for one
+	// it is down all the same, and only this process knows why.
+	if f.maps.setPolicy(ifindex, Want{Policy: Closed()}, f.bits(ifindex)) != nil {
+		f.downed[ifindex] = true
+	}
+	return false, nil
 }
 
 // ensure attaches the program that belongs at a hook unless it is there, and sees to it that it is that of this version
@@ -508,7 +515,8 @@ func (f *Filter) keepPinned(id hookID, l link.Link) error {
 // Detach takes filter and policy off a device, which comes up again where Shut had set it down. One that has none, or
 // that is gone, is no error.
 func (f *Filter) Detach(ifindex int) error {
-	down := f.maps.isShut(ifindex) && !f.hooked(ifindex)
+	down := (f.maps.isShut(ifindex) || f.downed[ifindex]) && !f.hooked(ifindex)
+	delete(f.downed, ifindex)
 	var errs []error
 	if _, has := f.maps.devices[ifindex]; has && !down {
 		// The hooks go one after the other, and what is left judges meanwhile.
@@ -615,6 +623,7 @@ func (f *Filter) Forget(ifindexes ...int) error {
 		delete(f.standing, ifindex)
 		delete(f.lost, ifindex)
 		delete(f.guarded, ifindex)
+		delete(f.downed, ifindex)
 		errs = append(errs, f.maps.remove(ifindex))
 	}
 	// Beside us: to ask of a link, or to close the last of it, waits for the lock of all of networking.

@@ -40,7 +40,7 @@ func (f *Filter) Begin(ifindex int, w Want) (*Rest, error) {
 // restOf is what of w may come later, nil for nothing. An operator's program has to find the policy behind it, and a device that is down
 // comes up with all that it is to have.
 func (f *Filter) restOf(ifindex int, w Want) *Rest {
-	if !f.tcx || f.noTCX || w.Program != (Program{}) || f.has(hookID{ifindex, hookProgram}) || f.ByHand(ifindex) || f.maps.isShut(ifindex) {
+	if !f.tcx || f.noTCX || w.Program != (Program{}) || f.has(hookID{ifindex, hookProgram}) || f.ByHand(ifindex) || f.maps.isShut(ifindex) || f.downed[ifindex] {
 		return nil
 	}
 	r := &Rest{ifindex: ifindex, programs: map[string]*ebpf.Program{}, links: map[string]link.Link{}}

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
+	"github.com/vishvananda/netlink"
 
 	"github.com/vethwall/vethwall/policy"
 	"github.com/vethwall/vethwall/policy/policytest"
@@ -313,4 +314,39 @@ func TestForgetConversations(t *testing.T) {
 		}
 	}
 	must(t, f.ForgetConversations(999))
+}
+
+// TestNoRoomForADevice has no counter block for a device: Shut sets it down, and it comes up with its filter when there is one.
+func TestNoRoomForADevice(t *testing.T) {
+	n := newBridged(t)
+	f, h := n.open(bpffs(t))
+	defer f.Close()
+	defer h.Close()
+	p := n.plug("veth0000001", 0)
+	must(t, h.Release(p.Index))
+	n.want(p, true, "without a filter")
+	const others = 1_000_000
+	for b := 1; b < int(f.objs.Counters.MaxEntries()); b++ {
+		f.maps.devices[others+b] = filterDevice{Ifindex: uint32(others + b), Counters: uint16(b)}
+	}
+	w := Want{Policy: labelled(t, "xdp.drop=tcp")}
+	if err := f.Attach(p.Index, w); err == nil {
+		t.Error("attached without room")
+	}
+	if byFilter, err := f.Shut(p.Index); byFilter || err != nil || up(t, p.Index) {
+		t.Errorf("shut by filter %v, %v, up %v", byFilter, err, up(t, p.Index))
+	}
+	delete(f.maps.devices, others+1)
+	must(t, f.Attach(p.Index, w))
+	if !up(t, p.Index) {
+		t.Error("it stays down")
+	}
+	n.in(p, func() {
+		eth0, err := netlink.LinkByName("eth0")
+		must(t, err)
+		n.addresses(eth0, "2001:db8::99") // the others went with the carrier
+	})
+	n.want(p, true, "with a filter that allows it")
+	must(t, f.Attach(p.Index, Want{Policy: labelled(t, "xdp.drop=udp")}))
+	n.want(p, false, "with one that does not")
 }

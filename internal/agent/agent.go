@@ -226,6 +226,7 @@ type agent struct {
 	portsStale  bool                  // ports may have come or gone
 	session     *session              // nil while there is no engine
 	hostTrouble string                // the last error of reading it, that the log has
+	listTrouble string                // of listing the host's links
 	lost        bool                  // there was one, and it has not listed its containers since
 
 	plain                    map[string]bool // containers that ask for nothing

@@ -178,8 +178,8 @@ func (a *agent) reconcile() (again bool) {
 	switch list := host || a.anyRunning(); {
 	case a.portsStale || sweep || list && !urgent: // once for all of them: there may be a thousand
 		all, err := a.list()
+		a.sayListed(err)
 		if err != nil {
-			a.log.Error("cannot list the host's links; trying again", "error", err)
 			return false
 		}
 		veths = all.veths
@@ -216,6 +216,18 @@ func (a *agent) reconcile() (again bool) {
 		}
 	}
 	return false
+}
+
+// sayListed tells the log, once, that the host's links cannot be listed: nothing new is filtered then.
+func (a *agent) sayListed(err error) {
+	text := ""
+	if err != nil {
+		text = err.Error()
+	}
+	if err != nil && text != a.listTrouble {
+		a.log.Error("cannot list the host's links; trying again", "error", err)
+	}
+	a.listTrouble = text
 }
 
 // enforceAll brings containers in line, and keeps those dirty that run while veths is nil.
@@ -269,8 +281,8 @@ func (a *agent) listBeside(host bool) {
 // who makes messages without end keeps nobody from looking.
 func (a *agent) listed(l *listing, all links, err error) {
 	a.listing = nil
+	a.sayListed(err)
 	if err != nil {
-		a.log.Error("cannot list the host's links; trying again", "error", err)
 		a.after(time.Second, func() {
 			a.hostStale = a.hostStale || l.host
 			for _, id := range l.ids {

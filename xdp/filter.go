@@ -57,6 +57,8 @@ type Filter struct {
 	// programs are those of the operator's that are loaded.
 	programs map[digest]loadedProgram
 	ids      map[*ebpf.Program]ebpf.ProgramID // of our own
+	// seen are the links of which the kernel has said, since Attach began, that they are attached, and their programs; nil while it is not at work.
+	seen map[hookID]ebpf.ProgramID
 	// standing is what Attach has left on devices.
 	standing map[int]standing
 	lost     map[int]bool   // see Lost

@@ -152,7 +152,7 @@ func (f *Filter) live(id hookID) link.Link {
 	if l := f.links[id]; l != nil {
 		// One of the hold's is a moment old, and to ask takes the lock of all of networking, for which engines that start
 		// containers keep others waiting long.
-		if f.loose[id] || deviceOf(l) == id.device() {
+		if _, seen := f.seen[id]; seen || f.loose[id] || f.see(id, l) {
 			return l
 		}
 		// The pin may be that of a newer link by now.
@@ -163,13 +163,29 @@ func (f *Filter) live(id hookID) link.Link {
 	if err != nil {
 		return nil
 	}
-	if deviceOf(l) != id.device() {
+	if !f.see(id, l) {
 		_ = l.Close()
 		_ = os.Remove(f.pin(id))
 		return nil
 	}
 	f.links[id] = l
 	return l
+}
+
+// see asks the kernel whether a link is attached to its device, which takes the lock of all of networking: once for each while Attach is at work.
+func (f *Filter) see(id hookID, l link.Link) bool {
+	info, err := l.Info()
+	if err != nil || deviceIn(info) != id.device() {
+		return false
+	}
+	f.saw(id, info.Program)
+	return true
+}
+
+func (f *Filter) saw(id hookID, program ebpf.ProgramID) {
+	if f.seen != nil {
+		f.seen[id] = program
+	}
 }
 
 // has reports whether a hook has our program.
@@ -241,6 +257,8 @@ func (f *Filter) Attach(ifindex int, w Want) error {
 // attach is Attach, but for the hooks in rest, which come later.
 func (f *Filter) attach(ifindex int, w Want, rest *Rest) error {
 	delete(f.standing, ifindex)
+	f.seen = map[hookID]ebpf.ProgramID{}
+	defer func() { f.seen = nil }()
 	if f.held[ifindex] && w.Mode == Native { // a device has either generic or native XDP
 		if err := f.endHold(ifindex); err != nil {
 			return err
@@ -297,7 +315,7 @@ func (f *Filter) attach(ifindex int, w Want, rest *Rest) error {
 		delete(f.downed, ifindex)
 		return setLink(ifindex, netlink.LinkSetUp)
 	}
-	if rest != nil || f.loose[hookID{ifindex, hookXDP}] { // the next look makes out what stands
+	if rest != nil { // the next look makes out what stands
 		return nil
 	}
 	f.standing[ifindex] = f.whatStands(ifindex, w)
@@ -314,10 +332,9 @@ type standing struct {
 func (f *Filter) whatStands(ifindex int, w Want) standing {
 	s := standing{want: w, entry: f.maps.devices[ifindex], programs: map[string]ebpf.ProgramID{}}
 	for _, hook := range allHooks {
-		if l := f.links[hookID{ifindex, hook}]; l != nil {
-			if info, err := l.Info(); err == nil {
-				s.programs[hook] = info.Program
-			}
+		id := hookID{ifindex, hook}
+		if l := f.live(id); l != nil {
+			s.programs[hook] = f.seen[id]
 		}
 	}
 	return s
@@ -418,6 +435,7 @@ func (f *Filter) ensure(id hookID, w Want) error {
 		return err
 	}
 	f.links[id] = l
+	f.saw(id, f.programID(program))
 	return nil
 }
 
@@ -485,18 +503,12 @@ func (f *Filter) tryTCX(id hookID, program *ebpf.Program) (link.Link, error) {
 
 // refresh gives a link the program that belongs there and its pin back.
 func (f *Filter) refresh(id hookID, l link.Link, program *ebpf.Program) error {
-	if f.loose[id] { // the hold attaches what belongs there
-		return f.keepPinned(id, l)
-	}
-	info, err := l.Info()
-	if err != nil {
-		return fmt.Errorf("link of ifindex %d: %w", id.ifindex, err)
-	}
-	if f.programID(program) != info.Program {
+	if !f.loose[id] && f.programID(program) != f.seen[id] { // what the hold attaches is what belongs there
 		if err := l.Update(program); err != nil {
 			return fmt.Errorf("update the program of ifindex %d: %w", id.ifindex, err)
 		}
 	}
+	f.saw(id, f.programID(program))
 	return f.keepPinned(id, l)
 }
 
@@ -545,6 +557,7 @@ func (f *Filter) unhook(ifindex int) error {
 func (f *Filter) unhookOne(id hookID) error {
 	if l := f.live(id); l != nil {
 		delete(f.links, id)
+		delete(f.seen, id)
 		// At once; removing the pin would do it some time later. A reader that meets it now removes it too.
 		err := errors.Join(l.Detach(), l.Close())
 		if removeErr := os.Remove(f.pin(id)); !errors.Is(removeErr, os.ErrNotExist) {

@@ -142,6 +142,7 @@ func (f *Filter) stop(ifindex int, w Want) error {
 	if l == nil {
 		return f.ensure(wanted, w)
 	}
+	clear(f.seen) // it gets another program
 	if err := dropAll(l); err != nil {
 		return fmt.Errorf("exchange the program of ifindex %d: %w", ifindex, err)
 	}
@@ -180,6 +181,7 @@ func (f *Filter) inherit(id hookID, program *ebpf.Program) error {
 	if l == nil || from == id || id.hook == hookXDP && from.hook == hookByHand {
 		return nil
 	}
+	clear(f.seen)
 	if err := l.Update(program); err != nil {
 		return fmt.Errorf("exchange the program of ifindex %d: %w", id.ifindex, err)
 	}

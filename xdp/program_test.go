@@ -215,7 +215,7 @@ func TestProgramChanges(t *testing.T) {
 	must(t, f.Attach(n.host.Index, Want{Policy: tcp, Program: udp}))
 	_, err := f.Shut(n.host.Index)
 	must(t, err)
-	n.wantHooks(dir, "closed", "egress generic", "ingress tc")
+	n.wantHooks(dir, "closed", "egress generic", "egress tc", "ingress tc")
 	n.wantUDP(false, "closed")
 
 	must(t, f.Attach(n.host.Index, Want{Policy: tcp, Program: udp}))

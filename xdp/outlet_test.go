@@ -2,6 +2,7 @@ package xdp
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -95,7 +96,8 @@ func TestOutlets(t *testing.T) {
 func TestWatchOthers(t *testing.T) {
 	n := newNetwork(t)
 	bridge := n.bridge("br0", "198.51.100.1/24")
-	bell := n.listen(WatchOthers)
+	var ends Ends
+	bell := n.listen(func(ctx context.Context, log *slog.Logger, ring func()) { WatchOthers(ctx, log, ring, &ends) })
 	hear := func(what string, want bool) {
 		t.Helper()
 		select {
@@ -119,8 +121,38 @@ func TestWatchOthers(t *testing.T) {
 		must(t, netlink.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "inner0"}}))
 	})
 	hear("a veth, and a bridge of the container's own", false)
+	n.hears(&ends, "host1", "eth1")
 	n.inContainer(func() { n.has("macvlan", beyond.Device(host, "macvlan", "past0", bridge)) })
 	hear("a macvlan on a bridge of the host's", true)
+}
+
+// hears has the container's end of a veth get another address, in a namespace that others have had devices with its number in.
+func (n *network) hears(ends *Ends, name, inside string) {
+	n.t.Helper()
+	links, err := ListLinks()
+	must(n.t, err)
+	i := slices.IndexFunc(links, func(l hostLink) bool { return l.name == name })
+	p := portOf(links[i], "br0")
+	mac := net.HardwareAddr{0x02, 0, 0x5e, 0, 0x53, 0x17}
+	n.inContainer(func() {
+		l, err := netlink.LinkByName(inside)
+		must(n.t, err)
+		must(n.t, netlink.LinkSetHardwareAddr(l, mac))
+	})
+	for deadline := time.Now().Add(soon); !bytes.Equal(ends.PeerMAC(p), mac); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			n.t.Fatalf("the other end of %+v is %v, want %v as the kernel says: %v", p, ends.PeerMAC(p), mac, p.PeerMAC())
+		}
+	}
+	for what, change := range map[string]func(*Port){
+		"another namespace": func(p *Port) { p.NsID++ }, "this namespace": func(p *Port) { p.NsID = -1 },
+		"another end": func(p *Port) { p.Peer++ }, "another port": func(p *Port) { p.Index += 1000 },
+	} {
+		other := p
+		if change(&other); ends.PeerMAC(other) != nil {
+			n.t.Errorf("%s: %v", what, ends.PeerMAC(other))
+		}
+	}
 }
 
 // listen runs a watch in the namespace that plays the host, until the test ends. The channel has a ring for each of its.

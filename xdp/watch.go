@@ -4,8 +4,11 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"net"
 	"net/netip"
+	"os"
 	"slices"
+	"sync"
 	"syscall"
 	"time"
 
@@ -39,7 +42,7 @@ func WatchHost(ctx context.Context, log *slog.Logger, lost func(), changed func(
 		unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE,
 	}}
 	names := bridgeNames{}
-	watch(ctx, log, from, func() { clear(names); lost() }, func(messages []syscall.NetlinkMessage) {
+	watch(ctx, log, from, func() { clear(names); lost() }, func(_ int, messages []syscall.NetlinkMessage) {
 		for _, m := range messages {
 			if c, ok := changeOf(m, names); ok {
 				changed(c)
@@ -107,22 +110,79 @@ func changeOf(m syscall.NetlinkMessage, bridges bridgeNames) (Change, bool) {
 // WatchRules rings whenever somebody removes nftables rules for bridges in this network namespace, until ctx ends.
 func WatchRules(ctx context.Context, log *slog.Logger, ring func()) {
 	from := source{protocol: unix.NETLINK_NETFILTER, groups: []uint{unix.NFNLGRP_NFTABLES}}
-	watch(ctx, log, from, ring, func(messages []syscall.NetlinkMessage) {
+	watch(ctx, log, from, ring, func(_ int, messages []syscall.NetlinkMessage) {
 		if slices.ContainsFunc(messages, removesRules) {
 			ring()
 		}
 	})
 }
 
-// WatchOthers rings whenever what may be an Outlet appears or changes in a network namespace that this one has a number for, until
-// ctx ends. The kernel tells that only to who has CAP_NET_BROADCAST.
-func WatchOthers(ctx context.Context, log *slog.Logger, ring func()) {
+// WatchOthers rings whenever what may be an Outlet appears or changes in a network namespace that this one has a number for, and tells ends of the
+// other ends of veths there, until ctx ends. The kernel tells that only to who has CAP_NET_BROADCAST.
+func WatchOthers(ctx context.Context, log *slog.Logger, ring func(), ends *Ends) {
 	from := source{protocol: unix.NETLINK_ROUTE, groups: []uint{unix.RTNLGRP_LINK}, everywhere: true}
-	watch(ctx, log, from, ring, func(messages []syscall.NetlinkMessage) {
+	watch(ctx, log, from, func() { ends.clear(); ring() }, func(nsid int, messages []syscall.NetlinkMessage) {
+		for _, m := range messages {
+			ends.tell(nsid, m)
+		}
 		if slices.ContainsFunc(messages, leadsElsewhere) {
 			ring()
 		}
 	})
+}
+
+// Ends are the ends of veths in other network namespaces that WatchOthers has heard of. The zero value has none.
+type Ends struct {
+	mu sync.Mutex
+	of map[int]end // by the ifindex of the end in this namespace
+}
+
+// end is a veth's other one: its namespace id, its ifindex there, and its MAC.
+type end struct {
+	nsid, index int
+	mac         net.HardwareAddr
+}
+
+// mostEnds bounds what those cost who make veths without end.
+const mostEnds = 8192
+
+// PeerMAC is that of Port without asking the kernel, which keeps one waiting while it makes and removes devices; nil where nothing was heard.
+func (e *Ends) PeerMAC(p Port) net.HardwareAddr {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if its, heard := e.of[p.Index]; heard && p.NsID >= 0 && its.nsid == p.NsID && its.index == p.Peer {
+		return its.mac
+	}
+	return nil
+}
+
+// tell takes in a message from the network namespace with an id.
+func (e *Ends) tell(nsid int, m syscall.NetlinkMessage) {
+	if nsid < 0 || m.Header.Type != unix.RTM_NEWLINK {
+		return
+	}
+	l, ok := parseLink(m.Data)
+	if !ok || l.kind != "veth" || l.nsid < 0 {
+		return
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.of == nil || len(e.of) >= mostEnds {
+		e.of = map[int]end{}
+	}
+	its := end{nsid: nsid, index: l.index}
+	eachAttribute(m.Data[unix.SizeofIfInfomsg:], func(kind uint16, value []byte) {
+		if kind == unix.IFLA_ADDRESS {
+			its.mac = slices.Clone(value)
+		}
+	})
+	e.of[l.peer] = its
+}
+
+func (e *Ends) clear() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	clear(e.of)
 }
 
 // source is where messages of the kernel come from; everywhere: of every network namespace that this one has a number for.
@@ -132,10 +192,11 @@ type source struct {
 	everywhere bool
 }
 
-// watch passes messages of the kernel on, and calls lost at the beginning and whenever some may have been lost.
-func watch(ctx context.Context, log *slog.Logger, from source, lost func(), take func([]syscall.NetlinkMessage)) {
+// watch passes messages of the kernel on, with the id of the network namespace that they are from, -1 for this one, and calls lost at the beginning
+// and whenever some may have been lost.
+func watch(ctx context.Context, log *slog.Logger, from source, lost func(), take func(nsid int, messages []syscall.NetlinkMessage)) {
 	for ctx.Err() == nil {
-		s, err := nl.Subscribe(from.protocol, from.groups...)
+		s, err := subscribe(from)
 		if err != nil {
 			log.Warn("cannot subscribe to messages of the network; trying again", "error", err)
 			select {
@@ -144,31 +205,79 @@ func watch(ctx context.Context, log *slog.Logger, from source, lost func(), take
 			}
 			continue
 		}
-		if from.everywhere {
-			_ = unix.SetsockoptInt(s.GetFd(), unix.SOL_NETLINK, unix.NETLINK_LISTEN_ALL_NSID, 1)
-		}
-		_ = s.SetReceiveBufferSize(receiveBuffer, true) // without it more messages are lost, and lost ones are rung for
-		stop := context.AfterFunc(ctx, s.Close)
+		stop := context.AfterFunc(ctx, func() { _ = s.Close() })
 		lost()
 		err = forward(s, take)
 		if stop() {
 			log.Debug("messages of the network were lost; looking at everything", "error", err)
-			s.Close()
+			_ = s.Close()
 		}
 	}
 }
 
+// subscribe opens a socket of netlink that hears a source. The library's own does not say from which namespace a message is.
+func subscribe(from source) (*os.File, error) {
+	s, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, from.protocol)
+	if err != nil {
+		return nil, err
+	}
+	f := os.NewFile(uintptr(s), "netlink")
+	if err := unix.Bind(s, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	for _, g := range from.groups {
+		if err := unix.SetsockoptInt(s, unix.SOL_NETLINK, unix.NETLINK_ADD_MEMBERSHIP, int(g)); err != nil {
+			return nil, errors.Join(err, f.Close())
+		}
+	}
+	if from.everywhere {
+		_ = unix.SetsockoptInt(s, unix.SOL_NETLINK, unix.NETLINK_LISTEN_ALL_NSID, 1)
+	}
+	_ = unix.SetsockoptInt(s, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, receiveBuffer) // without it more messages are lost, and lost ones are rung for
+	return f, nil
+}
+
 // forward passes on what it receives from the kernel until there is an error.
-func forward(s *nl.NetlinkSocket, take func([]syscall.NetlinkMessage)) error {
+func forward(s *os.File, take func(int, []syscall.NetlinkMessage)) error {
+	raw, err := s.SyscallConn()
+	if err != nil {
+		return err
+	}
+	buffer, more := make([]byte, nl.RECEIVE_BUFFER_SIZE), make([]byte, unix.CmsgSpace(4))
 	for {
-		messages, from, err := s.Receive()
+		var n, moreLength int
+		var from unix.Sockaddr
+		var receiveErr error
+		err := raw.Read(func(fd uintptr) bool {
+			n, moreLength, _, from, receiveErr = unix.Recvmsg(int(fd), buffer, more, 0)
+			return !errors.Is(receiveErr, unix.EAGAIN)
+		})
+		if err = errors.Join(err, receiveErr); err != nil {
+			return err
+		}
+		if k, ok := from.(*unix.SockaddrNetlink); !ok || k.Pid != nl.PidKernel {
+			continue
+		}
+		messages, err := syscall.ParseNetlinkMessage(append([]byte(nil), buffer[:n]...))
 		if err != nil {
 			return err
 		}
-		if from.Pid == nl.PidKernel {
-			take(messages)
+		take(nsidIn(more[:moreLength]), messages)
+	}
+}
+
+// nsidIn is the id of the namespace that the control message of NETLINK_LISTEN_ALL_NSID names, -1 without one.
+func nsidIn(control []byte) int {
+	all, err := unix.ParseSocketControlMessage(control)
+	if err != nil {
+		return -1
+	}
+	for _, c := range all {
+		if c.Header.Level == unix.SOL_NETLINK && c.Header.Type == unix.NETLINK_LISTEN_ALL_NSID && len(c.Data) >= 4 {
+			return number32(c.Data)
 		}
 	}
+	return -1
 }
 
 // leadsElsewhere reports whether a message tells of a link, no veth, that sends by another namespace than its own.

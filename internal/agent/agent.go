@@ -197,7 +197,8 @@ type agent struct {
 	ready        func() // nil once it was called
 	connect      func(context.Context) (Engine, error)
 	list         func() (links, error)
-	peerMAC      func(xdp.Port) net.HardwareAddr
+	peerMAC      func(xdp.Port) net.HardwareAddr // asks the kernel
+	heardMAC     func(xdp.Port) net.HardwareAddr // nil where nothing was heard
 	hairpin      func(xdp.Port) (bool, error)
 	processes    func(proc string, nsids []int) (map[int][]int, error)
 	listOutlets  func(path string) ([]xdp.Outlet, error)
@@ -263,6 +264,7 @@ type agent struct {
 }
 
 func newAgent(k kernel, h holder, o Options) *agent {
+	ends := &xdp.Ends{}
 	return &agent{
 		kernel: k, hold: h, log: o.Log, ready: o.Ready, connect: o.Connect, proc: hostProc,
 		list: func() (links, error) {
@@ -270,6 +272,7 @@ func newAgent(k kernel, h holder, o Options) *agent {
 			return links{all.Veths(), all.Ports(), all}, err
 		},
 		peerMAC:     xdp.Port.PeerMAC,
+		heardMAC:    ends.PeerMAC,
 		hairpin:     xdp.Port.Hairpin,
 		processes:   xdp.Processes,
 		listOutlets: xdp.Outlets,
@@ -281,7 +284,7 @@ func newAgent(k kernel, h holder, o Options) *agent {
 			xdp.WatchHost(ctx, o.Log, lost, changed)
 		},
 		watchRules:   func(ctx context.Context, ring func()) { xdp.WatchRules(ctx, o.Log, ring) },
-		watchOthers:  func(ctx context.Context, ring func()) { xdp.WatchOthers(ctx, o.Log, ring) },
+		watchOthers:  func(ctx context.Context, ring func()) { xdp.WatchOthers(ctx, o.Log, ring, ends) },
 		detachByHand: func(ifindex int) error { return xdp.DetachByHand(o.Dir, ifindex) },
 		containers:   map[string]*container{}, records: map[string]string{}, dirty: map[string]bool{}, touched: newTouched(), compiled: map[string][]compiled{}, hostStale: true,
 		plain: map[string]bool{}, held: map[int]*port{}, attaching: map[string]bool{}, outlining: map[string]bool{},

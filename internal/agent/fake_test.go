@@ -9,6 +9,7 @@ import (
 	"io"
 	"log/slog"
 	"maps"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -671,6 +672,7 @@ func fakeAgent(k *fakeKernel, o Options) *agent {
 		defer k.mu.Unlock()
 		return links{veths: k, ports: k.hold.list()}, k.fail["veths"]
 	}
+	a.heardMAC = func(xdp.Port) net.HardwareAddr { return nil }
 	a.peerMAC, a.processes, a.listOutlets, a.attachRest = k.hold.mac, k.hold.processes, k.listOutlets, k.attachRest
 	a.hairpin = func(xdp.Port) (bool, error) {
 		k.mu.Lock()

@@ -663,3 +663,30 @@ func TestOutlinedOfTwoHooks(t *testing.T) {
 		})
 	}
 }
+
+// TestHeardAddress recognises a port by what the kernel has told, without asking, and asks where it has told of an address that the port has not any more.
+func TestHeardAddress(t *testing.T) {
+	for name, tc := range map[string]struct {
+		heard net.HardwareAddr
+		asks  int
+	}{"heard": {itsMAC, 0}, "nothing": {nil, 1}, "of before": {net.HardwareAddr{0, 0, 0x5e, 0, 0x53, 9}, 1}} {
+		t.Run(name, func(t *testing.T) {
+			inTime(t, nil, listBridge, func(r *rig) {
+				asks, ask := 0, r.agent.peerMAC
+				r.agent.peerMAC = func(p xdp.Port) net.HardwareAddr { asks++; return ask(p) }
+				r.agent.heardMAC = func(xdp.Port) net.HardwareAddr { return tc.heard }
+				c := box(7, false, "xdp.drop=udp")
+				r.happens(c, docker.ActionCreate)
+				r.attaches(itsEnd(c.ID))
+				r.port(near(7), nil)
+				r.after(time.Second)
+				r.port(in(near(7), 5), itsMAC)
+				r.released(7, true)
+				r.device(7, "open")
+				if asks != tc.asks {
+					t.Errorf("asked %d times, want %d", asks, tc.asks)
+				}
+			})
+		})
+	}
+}

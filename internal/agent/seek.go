@@ -24,13 +24,16 @@ const (
 	latest  = 250 * time.Millisecond
 )
 
-// recognise looks whether a port's other end is one that its network has named, by the address that Docker gives it. The kernel is asked for that
-// beside the loop: while it starts other containers it does not answer for tens of milliseconds.
+// recognise looks whether a port's other end is one that its network has named, by the address that Docker gives it. Where the kernel has not told of
+// it already it is asked, beside the loop: while it starts other containers it does not answer for tens of milliseconds.
 func (a *agent) recognise(p *port) {
-	news := p.news
+	news := p.news && p.end == nil && len(p.ends) > 0 && (p.NsID >= 0 || p.Carrier)
 	p.news = false
+	if mac := a.heardMAC(p.Port); news && mac != nil {
+		p.match(mac)
+	}
 	switch {
-	case p.end != nil || !news || len(p.ends) == 0 || p.NsID < 0 && !p.Carrier:
+	case !news || p.end != nil:
 	case p.asking:
 		p.askAgain = true
 	default:

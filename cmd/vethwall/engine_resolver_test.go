@@ -212,3 +212,45 @@ func TestFirstQuery(t *testing.T) {
 		}
 	}
 }
+
+// TestResolverChanges gives the host another resolver while containers run, with an agent and without one. The engine goes on asking
+// the one that it was told of.
+func TestResolverChanges(t *testing.T) {
+	t.Parallel()
+	engine := enginetest.OwnAsking(t, "127.0.0.53")
+	v := engine.Install()
+	image := v.Image()
+	network := v.Network("names")
+	resolver := v.Serve(image, "resolver", []string{"--network", "host"}, "53/udp", "53/tcp")
+	v.Inside = true
+	v.StartAgent()
+	closed := v.Start(image, "closed", labelled(network, "xdp.drop=all"))
+	list := v.Start(image, "list", labelled(network, "xdp.egress.allow=dns"))
+	for _, c := range []*enginetest.Container{closed, list} {
+		awaitFilter(t, v, c.Name, 1)
+	}
+	want := func(when string) {
+		t.Helper()
+		for _, c := range []*enginetest.Container{closed, list} {
+			_, _ = c.Do("resolve", when+"-"+c.ID[:12]+".example.") // the sink answers nothing of use
+			if got := mentioned(resolver.Received(), when+"-"+c.ID[:12]); got != (c == list) {
+				t.Errorf("%s: what %s asks arrives: %t", when, c.Name, got)
+			}
+		}
+	}
+	becomes := func(server string) {
+		t.Helper()
+		if err := os.WriteFile(filepath.Join(engine.Dir, "resolv.conf"), []byte("nameserver "+server+"\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want("before")
+	becomes("198.51.100.9")
+	v.EndAgent(syscall.SIGKILL)
+	v.StartAgent()
+	want("another-agent")
+	becomes("198.51.100.10")
+	rings := v.Start(image, "rings", labelled(network, "xdp.drop=udp")) // the agent looks at the host
+	awaitFilter(t, v, rings.Name, 1)
+	want("the-same-agent")
+}

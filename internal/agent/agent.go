@@ -172,6 +172,7 @@ type container struct {
 	resolver resolverState
 	object   object
 	stay     stay
+	upstream upstream
 	rests    map[int]*leftover // by ifindex
 	devices  []int             // its veths, as far as they have been filtered
 	nsid     int               // the id of its namespace, -1 while no veth leads there

@@ -280,7 +280,7 @@ func (a *agent) meet(id string) *container {
 	}
 	delete(a.records, id)
 	if r, err := ParseRecord([]byte(c.saved)); err == nil {
-		c.stay = r.Joined
+		c.stay, c.upstream = r.Joined, r.Upstream
 		for _, i := range r.Interfaces {
 			if i.Late > 0 {
 				c.late[i.Ifindex] = i.Late
@@ -341,8 +341,11 @@ func (a *agent) learn(c *container, answer docker.Container) {
 		c.path = ""
 	}
 	c.Container, c.inspected, c.stale = answer, true, false
+	if a.around.host == nil { // what an agent before this one has closed is not to be opened for a moment, nor the other way
+		a.meetHost()
+	}
 	if news {
-		a.decide(c, a.around.of(answer))
+		a.decide(c, a.surroundingsOf(c))
 	}
 	if c.want.live && a.around.lacks(answer) {
 		a.askNetworks()

@@ -37,10 +37,14 @@ type known struct {
 	groups policy.Groups
 	// missing says what is not known yet, "" for nothing. There are no groups then.
 	missing string
-	// fromHost are resolvers that the engine asks from the host in the container's place, past its veth.
+	// fromHost are resolvers that the engine asks from the host in the container's place, past its veth; somebody is one that is
+	// not known.
 	fromHost []netip.Addr
 	sharing  sharing
 }
+
+// somebody stands for resolvers that the engine has and nobody else knows.
+var somebody netip.Addr
 
 func (k known) equal(other known) bool {
 	return k.missing == other.missing && k.sharing == other.sharing && slices.Equal(k.fromHost, other.fromHost) && k.groups.Equal(other.groups)
@@ -54,12 +58,16 @@ func (k known) needed(live bool) known {
 	return known{fromHost: k.fromHost, sharing: k.sharing}
 }
 
-// of is what is known for c.
-func (s surroundings) of(c docker.Container) known {
-	if s.host == nil {
-		return known{missing: "the host's addresses could not be read yet"}
-	}
+// of is what is known for c, whose engine asks those in before from the host whatever is said now.
+func (s surroundings) of(c docker.Container, before []netip.Addr) known {
 	resolvers, fromHost := s.resolvers(c)
+	if len(before) > 0 { // an answer to what is not known now
+		fromHost = slices.DeleteFunc(fromHost, func(a netip.Addr) bool { return a == somebody })
+	}
+	fromHost = sorted(slices.Concat(fromHost, before), netip.Addr.Compare)
+	if s.host == nil {
+		return known{missing: "the host's addresses could not be read yet", fromHost: fromHost}
+	}
 	if s.networks == nil {
 		return known{missing: "Docker has not listed its networks yet", fromHost: fromHost}
 	}
@@ -77,6 +85,7 @@ func (s surroundings) of(c docker.Container) known {
 	}
 	g.Networks, g.Neighbors = sorted(g.Networks, netip.Prefix.Compare), sorted(g.Neighbors, netip.Prefix.Compare)
 	g.Gateways, g.Resolvers = sorted(g.Gateways, netip.Addr.Compare), sorted(slices.Concat(resolvers, fromHost), netip.Addr.Compare)
+	g.Resolvers = slices.DeleteFunc(g.Resolvers, func(a netip.Addr) bool { return a == somebody })
 	return known{groups: g, fromHost: fromHost}
 }
 
@@ -101,9 +110,14 @@ var dockersOwn = []netip.Addr{
 
 // resolvers are those that c asks by its veths: those of docker run --dns, else of the configuration, else the host's.
 // The container's own resolv.conf says nothing, because the container writes it. fromHost are those that the engine
-// asks for it, from the host: of the host's what its engine asks so, else what is on the loopback.
+// asks for it, from the host: of the host's what its engine asks so, else what is on the loopback. A host that names none has
+// some that an engine which asks them from the host was told of before, or is told of next.
 func (s surroundings) resolvers(c docker.Container) (out, fromHost []netip.Addr) {
-	all, engine := s.host.resolvers, c.FromHost
+	var all []netip.Addr
+	if s.host != nil {
+		all = s.host.resolvers
+	}
+	engine := c.FromHost
 	if len(s.conf.DNS) > 0 {
 		all, engine = s.conf.DNS, docker.LoopbackFromHost
 	}
@@ -116,6 +130,9 @@ func (s surroundings) resolvers(c docker.Container) (out, fromHost []netip.Addr)
 		}
 	}
 	asks, elsewhere := hasResolver(c), false
+	if asks && len(all) == 0 && len(c.DNS) == 0 && (s.host == nil || engine != docker.LoopbackFromHost) {
+		fromHost = append(fromHost, somebody)
+	}
 	for _, a := range all {
 		elsewhere = elsewhere || !a.IsLoopback()
 		switch {
@@ -156,7 +173,7 @@ func readHost(links xdp.Links) (*host, error) {
 	if err != nil {
 		return nil, err
 	}
-	// A host without the file has no resolvers.
+	// A host without the file names no resolvers.
 	text, _ := os.ReadFile(resolvConf)
 	resolvers := nameservers(string(text))
 	if slices.Equal(resolvers, []netip.Addr{systemdStub}) {
@@ -176,6 +193,15 @@ func nameservers(text string) (out []netip.Addr) {
 		}
 	}
 	return out
+}
+
+// meetHost is lookAround before the first look at anything.
+func (a *agent) meetHost() {
+	all, err := a.list()
+	if err != nil {
+		return // the look at the containers says so
+	}
+	a.lookAround(all.links)
 }
 
 // lookAround reads the host anew: beside the loop, except for the first time.
@@ -324,7 +350,7 @@ func GroupsOf(ctx context.Context, e interface {
 	if s.host, err = readHost(links); err != nil {
 		return policy.Groups{}, err
 	}
-	k := s.of(c)
+	k := s.of(c, nil)
 	if k.missing != "" {
 		return policy.Groups{}, errors.New(k.missing)
 	}

@@ -164,7 +164,10 @@ func TestResolvers(t *testing.T) {
 		"its own on loopback":               {addrsOf("192.0.2.53"), []string{"127.0.0.1"}, "shop", all, nil, addrsOf("127.0.0.1")},
 		"loopback and Docker's own":         {stub, nil, "default", all, dockersOwn, nil},
 		"loopback beside another":           {append(addrsOf("192.0.2.53"), stub...), nil, "bridge", all, addrsOf("192.0.2.53"), nil},
-		"no resolver":                       {nil, nil, "shop", all, nil, nil},
+		"no resolver":                       {nil, nil, "shop", old, nil, nil},
+		"unknown, engines 26 and 27":        {nil, nil, "shop", v6, nil, []netip.Addr{somebody}},
+		"unknown, engines from 28 on":       {nil, nil, "shop", all, nil, []netip.Addr{somebody}},
+		"unknown, but its own":              {nil, []string{"198.51.100.53"}, "shop", all, addrsOf("198.51.100.53"), nil},
 		"the default network":               {both, nil, "default", all, both, nil},
 		"the default network, its own":      {stub, []string{"198.51.100.53"}, "bridge", all, addrsOf("198.51.100.53"), nil},
 		"the default network and another":   {both, nil, "default+", all, nil, both},
@@ -189,6 +192,7 @@ func TestResolvers(t *testing.T) {
 
 func TestWantedOfGroups(t *testing.T) {
 	stub := known{fromHost: []netip.Addr{systemdStub}, groups: policy.Groups{Resolvers: []netip.Addr{systemdStub}}}
+	unknown := known{fromHost: []netip.Addr{somebody}}
 	for _, tc := range []struct {
 		label    string
 		k        known
@@ -202,6 +206,15 @@ func TestWantedOfGroups(t *testing.T) {
 		{"xdp.drop=udp", stub, true, resolverClosed{udp: true}},
 		{"xdp.drop=udp xdp.mode=audit", stub, true, resolverClosed{}},
 		{"xdp.drop=25/tcp", stub, true, resolverClosed{}},
+		{"xdp.egress.allow=dns,443/tcp", unknown, true, resolverClosed{true, true}},
+		{"xdp.egress.allow=53/udp", unknown, true, resolverClosed{tcp: true}},
+		{"xdp.egress.allow=53/udp,53/tcp@192.0.2.0/24", unknown, true, resolverClosed{tcp: true}},
+		{"xdp.egress.drop=private", unknown, true, resolverClosed{true, true}},
+		{"xdp.egress.drop=tcp@192.0.2.0/24", unknown, true, resolverClosed{tcp: true}},
+		{"xdp.egress.drop=tcp xdp.egress.except=53/tcp@192.0.2.0/24", unknown, true, resolverClosed{tcp: true}},
+		{"xdp.egress.drop=tcp xdp.egress.except=53/tcp", unknown, true, resolverClosed{}},
+		{"xdp.egress.drop=25/tcp", unknown, true, resolverClosed{}},
+		{"xdp.egress.drop=all xdp.mode=audit", unknown, true, resolverClosed{}},
 		{"xdp.drop=upd", known{}, false, resolverClosed{true, true}},
 		{"xdp.egress.drop=dns", known{missing: "all"}, false, resolverClosed{true, true}},
 		{"xdp.drop=udp,multicast,metadata", known{missing: "all"}, true, resolverClosed{}},
@@ -228,7 +241,7 @@ func TestGroupsOfConfiguration(t *testing.T) {
 		{docker.Container{NetworkMode: "shop", DNS: []string{"192.0.2.54"}}, addrsOf("192.0.2.54"), false},
 		{docker.Container{NetworkMode: "shop", DNS: []string{"192.0.2.54"}, FromHost: docker.AllFromHost}, addrsOf("192.0.2.54"), false},
 	} {
-		k := s.of(tc.c)
+		k := s.of(tc.c, nil)
 		if !slices.Equal(k.groups.Resolvers, tc.resolvers) || len(k.fromHost) > 0 != tc.outside {
 			t.Errorf("%+v: %v, from the host %v", tc.c, k.groups.Resolvers, k.fromHost)
 		}
@@ -237,11 +250,11 @@ func TestGroupsOfConfiguration(t *testing.T) {
 		}
 	}
 	s.conf = parseConfig(t, "dns: 192.0.2.53") // as daemon.json has it, whose servers the engine asks from the container
-	if k := s.of(docker.Container{NetworkMode: "shop", FromHost: docker.AllFromHost}); len(k.fromHost) > 0 {
+	if k := s.of(docker.Container{NetworkMode: "shop", FromHost: docker.AllFromHost}, nil); len(k.fromHost) > 0 {
 		t.Errorf("asked from the host: %v", k.fromHost)
 	}
 	s.conf = parseConfig(t, "dns: 127.0.0.53")
-	if k := s.of(docker.Container{NetworkMode: "default"}); len(k.groups.Resolvers) > 0 {
+	if k := s.of(docker.Container{NetworkMode: "default"}, nil); len(k.groups.Resolvers) > 0 {
 		t.Errorf("resolvers %v of a configuration that has none but the host's own", k.groups.Resolvers)
 	}
 }

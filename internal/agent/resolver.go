@@ -5,13 +5,18 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/vethwall/vethwall/policy"
 )
 
 // enginesResolver is where a container asks it.
 const enginesResolver = "127.0.0.11"
+
+const dnsPort = 53
 
 // resolverClosed says what a container may not ask the engine's resolver: where that asks a resolver from the host
 // (docker.FromHost), no veth sees the query.
@@ -24,23 +29,44 @@ type resolverState struct {
 	ifindex int
 }
 
+// upstream are the resolvers that an engine was told of when a run of the container began, or may have been: it goes on asking
+// them from the host, whatever the host's resolv.conf says later.
+type upstream struct {
+	Sandbox   string       `json:"sandbox"`
+	Resolvers []netip.Addr `json:"resolvers,omitempty"`
+}
+
+// surroundingsOf is what is known for c now, and was of its resolvers in this run of it; the last thing that was known before it
+// began belongs to that.
+func (a *agent) surroundingsOf(c *container) known {
+	var before []netip.Addr
+	if c.SandboxID != "" && (c.upstream.Sandbox == c.SandboxID || c.upstream.Sandbox == "") {
+		before = c.upstream.Resolvers
+	}
+	k := a.around.of(c.Container, before)
+	if a.around.host != nil {
+		c.upstream = upstream{c.SandboxID, k.fromHost}
+	}
+	return k
+}
+
 // closes is what s closes of resolvers that are asked from the host: each is asked by a protocol only where all of them may be.
 func closes(s policy.Stack, fromHost []netip.Addr) (c resolverClosed) {
 	for _, a := range fromHost {
-		c.udp = c.udp || !mayAsk(s, "udp", a)
-		c.tcp = c.tcp || !mayAsk(s, "tcp", a)
+		c.udp = c.udp || !s.LetsAsk(unix.IPPROTO_UDP, dnsPort, a)
+		c.tcp = c.tcp || !s.LetsAsk(unix.IPPROTO_TCP, dnsPort, a)
 	}
 	return c
 }
 
-// mayAsk reports whether the container may open a conversation with port 53 of a.
-func mayAsk(s policy.Stack, proto string, a netip.Addr) bool {
-	m, err := policy.ParseMatch("53/" + proto + "@" + a.String())
-	if err != nil {
-		return false
+// whyClosed warns of a resolver that is closed.
+func whyClosed(fromHost []netip.Addr) string {
+	who, allow := "the host's resolvers", "allow dns"
+	if slices.Contains(fromHost, somebody) {
+		who, allow = "resolvers that /etc/resolv.conf did not name when the container was seen first", "start it again when that names some"
 	}
-	x, err := s.Explain(policy.Egress, m)
-	return err == nil && (x.Reason == policy.Pass || x.Audited)
+	return "the engine asks " + who + " from the host, past every rule: its own at 127.0.0.11 is closed to the container, names of other containers included; " +
+		allow + ", or give the container a resolver with docker run --dns ADDRESS"
 }
 
 // closedFromHost is what c may not ask of the engine's resolver because that would ask it from the host.

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -25,13 +26,64 @@ func TestResolverIsClosed(t *testing.T) {
 		if closed(c) != (resolverClosed{udp: true}) || closed(open) != (resolverClosed{}) {
 			t.Errorf("closed: %+v %+v", closed(c), closed(open))
 		}
-		// The host gets another resolver, and the containers ask it themselves.
-		r.kernel.set(func() { r.kernel.host = &host{resolvers: addrsOf("192.0.2.53")} })
-		r.ring()
-		if closed(c) != (resolverClosed{}) {
-			t.Errorf("closed: %+v", closed(c))
-		}
 	})
+}
+
+// TestResolverOfBefore changes the host's resolv.conf. An engine asks what it was told when a run of the container began.
+func TestResolverOfBefore(t *testing.T) {
+	c, list := box(10, true, "xdp.drop=udp"), box(20, true, "xdp.egress.allow=dns")
+	c.NetworkMode, list.NetworkMode, list.FromHost = "shop", "shop", docker.AllFromHost
+	old := known{fromHost: addrsOf("127.0.0.53")}
+	recorded := Record{ID: c.ID, State: Enforced, Upstream: upstream{c.SandboxID, old.fromHost}}.encode()
+	for name, tc := range map[string]struct {
+		before, after *host
+		record        []byte
+		closed        bool
+	}{
+		"another":                            {&host{resolvers: old.fromHost}, &host{resolvers: addrsOf("192.0.2.53")}, nil, true},
+		"none, while it is written anew":     {&host{resolvers: old.fromHost}, &host{}, nil, true},
+		"none, and what was is as it was":    {&host{resolvers: addrsOf("192.0.2.53")}, &host{}, nil, false},
+		"one on loopback":                    {&host{resolvers: addrsOf("192.0.2.53")}, &host{resolvers: old.fromHost}, nil, true},
+		"before this agent":                  {&host{resolvers: addrsOf("192.0.2.53")}, &host{resolvers: addrsOf("192.0.2.53")}, recorded, true},
+		"before this agent, in another run":  {&host{resolvers: addrsOf("192.0.2.53")}, &host{resolvers: addrsOf("192.0.2.53")}, Record{ID: c.ID, State: Enforced, Upstream: upstream{"x", old.fromHost}}.encode(), false},
+		"never, and nobody has written that": {&host{resolvers: addrsOf("192.0.2.53")}, &host{resolvers: addrsOf("192.0.2.54")}, nil, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inTime(t, []docker.Container{c, list}, func(r *rig) {
+				listBridge(r)
+				r.kernel.host = tc.before
+				if tc.record != nil {
+					r.kernel.records[c.ID] = tc.record
+				}
+			}, func(r *rig) {
+				want := func(when string, c docker.Container, closed bool) {
+					t.Helper()
+					r.kernel.set(func() {
+						if got := r.kernel.resolvers[c.SandboxKey]; got.udp != closed || (r.kernel.askers[c.ID] != asker{}) != closed {
+							t.Errorf("%s: %+v, %+v", when, got, r.kernel.askers[c.ID])
+						}
+					})
+				}
+				r.kernel.set(func() { r.kernel.host = tc.after })
+				r.ring()
+				r.after(resync)
+				want("later", c, tc.closed)
+				want("who may ask what the engine asks", list, false)
+				if got, _ := json.Marshal(r.kernel.record(c.ID).Upstream); tc.closed && !strings.Contains(string(got), "127.0.0.53") {
+					t.Errorf("record %s", got)
+				}
+				r.kernel.set(func() { r.kernel.host = &host{resolvers: addrsOf("192.0.2.55")} })
+				r.after(2 * resync)
+				want("before it is started again", c, tc.closed)
+				again := started(c, 11)
+				again.NetworkMode = "shop"
+				r.kernel.set(func() { r.kernel.namespaces[again.SandboxKey] = r.kernel.namespaces[c.SandboxKey] })
+				r.happens(again, docker.ActionStart)
+				r.after(resync)
+				want("started again", again, false)
+			})
+		})
+	}
 }
 
 // TestResolverOfNewEngines has a resolver that is not on the host's loopback. Only engines that ask it from the host need another's
@@ -87,15 +139,15 @@ func TestResolverAndNetAdmin(t *testing.T) {
 		server string
 		want   string
 	}{
-		"a user namespace":            {"xdp.drop=all", remapped, nil, "192.0.2.53", past},
-		"and privileged":              {"xdp.drop=all", func(c *docker.Container) { c.UserNS, c.Privileged = true, true }, nil, "192.0.2.53", past},
-		"without the capability":      {"xdp.drop=all", func(c *docker.Container) { c.UserNS = true }, nil, "192.0.2.53", open},
-		"of a joiner":                 {"xdp.drop=all", func(c *docker.Container) { c.UserNS = true }, remapped, "192.0.2.53", past},
-		"a joiner without it":         {"xdp.drop=all", func(c *docker.Container) { c.UserNS = true }, func(*docker.Container) {}, "192.0.2.53", open},
-		"names may be asked":          {"xdp.egress.allow=dns", remapped, nil, "192.0.2.53", open},
-		"no name server":              {"xdp.drop=all", remapped, nil, "", open},
-		"its own name server":         {"xdp.drop=all", func(c *docker.Container) { remapped(c); c.DNS = []string{"192.0.2.53"} }, nil, "192.0.2.53", open},
-		"no user namespace, no holds": {"xdp.drop=all", netAdminToo, nil, "192.0.2.53", open},
+		"a user namespace":             {"xdp.drop=all", remapped, nil, "192.0.2.53", past},
+		"and privileged":               {"xdp.drop=all", func(c *docker.Container) { c.UserNS, c.Privileged = true, true }, nil, "192.0.2.53", past},
+		"without the capability":       {"xdp.drop=all", func(c *docker.Container) { c.UserNS = true }, nil, "192.0.2.53", open},
+		"of a joiner":                  {"xdp.drop=all", func(c *docker.Container) { c.UserNS = true }, remapped, "192.0.2.53", past},
+		"a joiner without it":          {"xdp.drop=all", func(c *docker.Container) { c.UserNS = true }, func(*docker.Container) {}, "192.0.2.53", open},
+		"names may be asked":           {"xdp.egress.allow=dns", remapped, nil, "192.0.2.53", open},
+		"no name server that is known": {"xdp.drop=all", remapped, nil, "", past},
+		"its own name server":          {"xdp.drop=all", func(c *docker.Container) { remapped(c); c.DNS = []string{"192.0.2.53"} }, nil, "192.0.2.53", open},
+		"no user namespace, no holds":  {"xdp.drop=all", netAdminToo, nil, "192.0.2.53", open},
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := box(10, true, tc.label)

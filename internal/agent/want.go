@@ -103,7 +103,7 @@ func wanted(c docker.Container, k known, conf config.Config, compile func(policy
 		w.resolver = resolverClosed{true, true}
 	}
 	if w.resolver != (resolverClosed{}) && w.tables != nil {
-		w.warnings = append(w.warnings, "the engine asks the host's resolvers from the host, past every rule: its own at 127.0.0.11 is closed to the container, names of other containers included; allow dns, or give the container a resolver with docker run --dns ADDRESS")
+		w.warnings = append(w.warnings, whyClosed(k.fromHost))
 	}
 	w.both, w.program = detours(c) || k.sharing.Both, Program(stack)
 	w.pastBoth = w.program == "" && (netAdmin(c) || k.sharing.NetAdmin)

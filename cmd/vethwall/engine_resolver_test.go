@@ -98,10 +98,9 @@ func mentioned(received []enginetest.Arrival, name string) bool {
 	return slices.ContainsFunc(received, func(a enginetest.Arrival) bool { return strings.Contains(a.Text, name) })
 }
 
-// TestResolverOfTheHost is the same, in short, for a host whose name server is none of its loopback's. Engines from 28 on ask that
-// one from the host, too, and those before 26 from the container, by its veth.
-func TestResolverOfTheHost(t *testing.T) {
-	t.Parallel()
+// askingTheHost is an engine whose host has a name server that is none of its loopback's.
+func askingTheHost(t *testing.T) *enginetest.Vethwall {
+	t.Helper()
 	const server = "198.18.7.53"
 	v := enginetest.OwnAsking(t, server).Install()
 	for _, args := range []string{"link add names0 type bridge", "addr add " + server + "/32 dev names0", "link set names0 up"} {
@@ -109,10 +108,18 @@ func TestResolverOfTheHost(t *testing.T) {
 			t.Fatalf("ip %s: %v: %s", args, err, out)
 		}
 	}
+	v.Inside = true
+	return v
+}
+
+// TestResolverOfTheHost is the same, in short, for a host whose name server is none of its loopback's. Engines from 28 on ask that
+// one from the host, too, and those before 26 from the container, by its veth.
+func TestResolverOfTheHost(t *testing.T) {
+	t.Parallel()
+	v := askingTheHost(t)
 	image := v.Image()
 	network := v.Network("names")
 	resolver := v.Serve(image, "resolver", []string{"--network", "host"}, "53/udp", "53/tcp")
-	v.Inside = true
 	v.StartAgent()
 	major, err := strconv.Atoi(strings.Split(v.Run("version", "--format", "{{.Server.Version}}"), ".")[0])
 	fromHost := err != nil || major >= 28 || major < 17 // a build of one's own has no version
@@ -253,4 +260,34 @@ func TestResolverChanges(t *testing.T) {
 	rings := v.Start(image, "rings", labelled(network, "xdp.drop=udp")) // the agent looks at the host
 	awaitFilter(t, v, rings.Name, 1)
 	want("the-same-agent")
+}
+
+// TestResolverOfOneThatJoins connects containers of the default network, which ask the engine's resolver all the time, to a network
+// that has it.
+func TestResolverOfOneThatJoins(t *testing.T) {
+	t.Parallel()
+	v := askingTheHost(t)
+	image := v.Image()
+	network := v.Network("names")
+	resolver := v.Serve(image, "resolver", []string{"--network", "host"}, "53/udp", "53/tcp")
+	v.StartAgent()
+	for i := range times(3, 50) {
+		for label, passes := range map[string]bool{"xdp.drop=all": false, "xdp.egress.allow=dns": true} {
+			name := fmt.Sprintf("joins-%d-%t", i, passes)
+			c := v.Start(image, name, []string{"--label", label}, "query", name+".example")
+			awaitFilter(t, v, c.Name, 1)
+			v.Run("network", "connect", network, c.ID)
+			awaitFilter(t, v, c.Name, 2)
+			v.With(t).Wait(name+" has asked", func() error {
+				if s, _ := statusOf(t, v, c.Name); passes != mentioned(resolver.Received(), name) || passes == (drops(s) > 0) {
+					return fmt.Errorf("status: %+v", s)
+				}
+				return nil
+			})
+			v.Run("rm", "--force", c.ID)
+		}
+		if mentioned(resolver.Received(), fmt.Sprintf("joins-%d-false", i)) {
+			t.Error("what must not be asked arrives")
+		}
+	}
 }

@@ -38,16 +38,17 @@ type known struct {
 	// missing says what is not known yet, "" for nothing. There are no groups then.
 	missing string
 	// fromHost are resolvers that the engine asks from the host in the container's place, past its veth; somebody is one that is
-	// not known.
-	fromHost []netip.Addr
-	sharing  sharing
+	// not known. It does not before the container has the engine's resolver, which is as soon as it joins a network that has it.
+	fromHost    []netip.Addr
+	hasResolver bool
+	sharing     sharing
 }
 
 // somebody stands for resolvers that the engine has and nobody else knows.
 var somebody netip.Addr
 
 func (k known) equal(other known) bool {
-	return k.missing == other.missing && k.sharing == other.sharing && slices.Equal(k.fromHost, other.fromHost) && k.groups.Equal(other.groups)
+	return k.missing == other.missing && k.hasResolver == other.hasResolver && k.sharing == other.sharing && slices.Equal(k.fromHost, other.fromHost) && k.groups.Equal(other.groups)
 }
 
 // needed is what a policy depends on: one that is not live on resolvers alone.
@@ -55,7 +56,7 @@ func (k known) needed(live bool) known {
 	if live {
 		return k
 	}
-	return known{fromHost: k.fromHost, sharing: k.sharing}
+	return known{fromHost: k.fromHost, hasResolver: k.hasResolver, sharing: k.sharing}
 }
 
 // of is what is known for c, whose engine asks those in before from the host whatever is said now.
@@ -64,12 +65,14 @@ func (s surroundings) of(c docker.Container, before []netip.Addr) known {
 	if len(before) > 0 { // an answer to what is not known now
 		fromHost = slices.DeleteFunc(fromHost, func(a netip.Addr) bool { return a == somebody })
 	}
-	fromHost = sorted(slices.Concat(fromHost, before), netip.Addr.Compare)
-	if s.host == nil {
-		return known{missing: "the host's addresses could not be read yet", fromHost: fromHost}
-	}
-	if s.networks == nil {
-		return known{missing: "Docker has not listed its networks yet", fromHost: fromHost}
+	k := known{fromHost: sorted(slices.Concat(fromHost, before), netip.Addr.Compare), hasResolver: hasResolver(c)}
+	switch {
+	case s.host == nil:
+		k.missing = "the host's addresses could not be read yet"
+		return k
+	case s.networks == nil:
+		k.missing = "Docker has not listed its networks yet"
+		return k
 	}
 	g := policy.Groups{Host: slices.Concat(s.host.addrs, s.conf.HostAddresses), OnLink: s.host.onLink}
 	for _, n := range s.networks {
@@ -78,15 +81,26 @@ func (s surroundings) of(c docker.Container, before []netip.Addr) known {
 	for _, e := range c.Networks {
 		n, listed := s.networks[e.NetworkID]
 		if !listed && e.NetworkID != "" {
-			return known{missing: fmt.Sprintf("Docker has not listed network %s yet", e.Network), fromHost: fromHost}
+			k.missing = fmt.Sprintf("Docker has not listed network %s yet", e.Network)
+			return k
 		}
 		g.Neighbors = append(g.Neighbors, n.Subnets...)
 		g.Gateways = slices.Concat(g.Gateways, n.Gateways, e.Gateways)
 	}
 	g.Networks, g.Neighbors = sorted(g.Networks, netip.Prefix.Compare), sorted(g.Neighbors, netip.Prefix.Compare)
-	g.Gateways, g.Resolvers = sorted(g.Gateways, netip.Addr.Compare), sorted(slices.Concat(resolvers, fromHost), netip.Addr.Compare)
+	g.Gateways, g.Resolvers = sorted(g.Gateways, netip.Addr.Compare), sorted(resolvers, netip.Addr.Compare)
+	if k.hasResolver {
+		g = k.withResolver(g)
+	}
+	k.groups = g
+	return k
+}
+
+// withResolver is g for who has the engine's resolver: what that asks is the container's own.
+func (k known) withResolver(g policy.Groups) policy.Groups {
+	g.Resolvers = sorted(slices.Concat(g.Resolvers, k.fromHost), netip.Addr.Compare)
 	g.Resolvers = slices.DeleteFunc(g.Resolvers, func(a netip.Addr) bool { return a == somebody })
-	return known{groups: g, fromHost: fromHost}
+	return g
 }
 
 // lacks reports whether c is in a network that Docker has not listed.
@@ -110,7 +124,7 @@ var dockersOwn = []netip.Addr{
 
 // resolvers are those that c asks by its veths: those of docker run --dns, else of the configuration, else the host's.
 // The container's own resolv.conf says nothing, because the container writes it. fromHost are those that the engine
-// asks for it, from the host: of the host's what its engine asks so, else what is on the loopback. A host that names none has
+// asks for it, from the host, or will when it gets the engine's resolver: of the host's what its engine asks so, else what is on the loopback. A host that names none has
 // some that an engine which asks them from the host was told of before, or is told of next.
 func (s surroundings) resolvers(c docker.Container) (out, fromHost []netip.Addr) {
 	var all []netip.Addr
@@ -130,15 +144,15 @@ func (s surroundings) resolvers(c docker.Container) (out, fromHost []netip.Addr)
 		}
 	}
 	asks, elsewhere := hasResolver(c), false
-	if asks && len(all) == 0 && len(c.DNS) == 0 && (s.host == nil || engine != docker.LoopbackFromHost) {
+	if len(all) == 0 && len(c.DNS) == 0 && (s.host == nil || engine != docker.LoopbackFromHost) {
 		fromHost = append(fromHost, somebody)
 	}
 	for _, a := range all {
 		elsewhere = elsewhere || !a.IsLoopback()
-		switch {
-		case asks && engine.Asks(a):
+		if engine.Asks(a) {
 			fromHost = append(fromHost, a)
-		case !a.IsLoopback():
+		}
+		if !a.IsLoopback() && !(asks && engine.Asks(a)) {
 			out = append(out, a)
 		}
 	}

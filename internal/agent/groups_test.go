@@ -162,13 +162,13 @@ func TestResolvers(t *testing.T) {
 		"on the host's loopback":            {stub, nil, "shop", old, nil, stub},
 		"one of them there":                 {append(addrsOf("192.0.2.53"), stub...), nil, "shop", old, addrsOf("192.0.2.53"), stub},
 		"its own on loopback":               {addrsOf("192.0.2.53"), []string{"127.0.0.1"}, "shop", all, nil, addrsOf("127.0.0.1")},
-		"loopback and Docker's own":         {stub, nil, "default", all, dockersOwn, nil},
-		"loopback beside another":           {append(addrsOf("192.0.2.53"), stub...), nil, "bridge", all, addrsOf("192.0.2.53"), nil},
+		"loopback and Docker's own":         {stub, nil, "default", all, dockersOwn, stub},
+		"loopback beside another":           {append(addrsOf("192.0.2.53"), stub...), nil, "bridge", all, addrsOf("192.0.2.53"), append(addrsOf("192.0.2.53"), stub...)},
 		"no resolver":                       {nil, nil, "shop", old, nil, nil},
 		"unknown, engines 26 and 27":        {nil, nil, "shop", v6, nil, []netip.Addr{somebody}},
 		"unknown, engines from 28 on":       {nil, nil, "shop", all, nil, []netip.Addr{somebody}},
 		"unknown, but its own":              {nil, []string{"198.51.100.53"}, "shop", all, addrsOf("198.51.100.53"), nil},
-		"the default network":               {both, nil, "default", all, both, nil},
+		"the default network":               {both, nil, "default", all, both, both},
 		"the default network, its own":      {stub, []string{"198.51.100.53"}, "bridge", all, addrsOf("198.51.100.53"), nil},
 		"the default network and another":   {both, nil, "default+", all, nil, both},
 		"the same, an engine before 26":     {both, nil, "bridge+", old, both, nil},
@@ -219,6 +219,7 @@ func TestWantedOfGroups(t *testing.T) {
 		{"xdp.egress.drop=dns", known{missing: "all"}, false, resolverClosed{true, true}},
 		{"xdp.drop=udp,multicast,metadata", known{missing: "all"}, true, resolverClosed{}},
 	} {
+		tc.k.hasResolver = true
 		w, _ := wanted(box(1, true, strings.Fields(tc.label)...), tc.k, config.Config{}, compile)
 		warns := slices.ContainsFunc(w.warnings, func(s string) bool { return strings.Contains(s, "127.0.0.11") })
 		if (w.tables != nil) != tc.open || w.waits != (tc.k.missing != "" && !tc.open) || w.resolver != tc.resolver || warns != (tc.open && tc.resolver != resolverClosed{}) {
@@ -237,7 +238,7 @@ func TestGroupsOfConfiguration(t *testing.T) {
 		outside   bool
 	}{
 		{docker.Container{NetworkMode: "shop"}, addrsOf("127.0.0.53", "192.0.2.53"), true},
-		{docker.Container{NetworkMode: "default"}, addrsOf("192.0.2.53"), false},
+		{docker.Container{NetworkMode: "default"}, addrsOf("192.0.2.53"), true},
 		{docker.Container{NetworkMode: "shop", DNS: []string{"192.0.2.54"}}, addrsOf("192.0.2.54"), false},
 		{docker.Container{NetworkMode: "shop", DNS: []string{"192.0.2.54"}, FromHost: docker.AllFromHost}, addrsOf("192.0.2.54"), false},
 	} {

@@ -69,7 +69,7 @@ func whyClosed(fromHost []netip.Addr) string {
 		allow + ", or give the container a resolver with docker run --dns ADDRESS"
 }
 
-// closedFromHost is what c may not ask of the engine's resolver because that would ask it from the host.
+// closedFromHost is what c may not ask of the engine's resolver because that would ask it from the host; it need not have that yet.
 func (c *container) closedFromHost() resolverClosed {
 	if !c.asks || len(c.known.fromHost) == 0 {
 		return resolverClosed{}
@@ -78,7 +78,7 @@ func (c *container) closedFromHost() resolverClosed {
 }
 
 // closeResolverTo is closeResolver by the container's id alone, as soon as it is known what it wants: its first query is held, too,
-// and so is what it asks until somebody finds its namespace. It ends with the agent. Of one in another's network the other's labels hold.
+// and so is what it asks until somebody finds its namespace, or hears that it has joined a network that has the resolver. It ends with the agent. Of one in another's network the other's labels hold.
 func (a *agent) closeResolverTo(c *container) {
 	closed, ifindex := c.closedFromHost(), 0
 	if shares(c.NetworkMode) {
@@ -99,7 +99,10 @@ func (a *agent) closeResolverTo(c *container) {
 // closeResolver puts into force what c may not ask the engine's resolver. What it returns says that a way out is left.
 func (a *agent) closeResolver(c *container, path string, ifindex int) []Interface {
 	a.closeResolverTo(c)
-	want := resolverState{c.want.resolver, path, ifindex}
+	want := resolverState{path: path, ifindex: ifindex}
+	if c.known.hasResolver {
+		want.resolverClosed = c.want.resolver
+	}
 	if !c.want.waits && c.resolver != want {
 		if err := a.kernel.CloseResolver(path, ifindex, want.udp, want.tcp); err != nil {
 			return namesPass("and could not be closed: " + OneLine(err))
@@ -125,7 +128,7 @@ func namesPass(why string) []Interface {
 // CAP_NET_ADMIN in a user namespace of its own it can lay rules in its network namespace that make another destination of what it
 // sends after every program has judged it. Without one of its own nothing holds it (Loophole), and that is said instead.
 func (c *container) reopensResolver() bool {
-	return c.closedFromHost() != (resolverClosed{}) && c.UserNS && (netAdmin(c.Container) || c.known.sharing.NetAdmin)
+	return c.known.hasResolver && c.closedFromHost() != (resolverClosed{}) && c.UserNS && (netAdmin(c.Container) || c.known.sharing.NetAdmin)
 }
 
 // closeResolverEarly closes the engine's resolver to a container before its process runs, where it has to be closed, so that it stays
@@ -134,7 +137,7 @@ func (c *container) reopensResolver() bool {
 func (a *agent) closeResolverEarly(c *container, p *port) bool {
 	closed := c.closedFromHost()
 	switch {
-	case closed == resolverClosed{}:
+	case closed == resolverClosed{} || !c.known.hasResolver:
 		return true
 	case p.NsID < 0:
 		return false

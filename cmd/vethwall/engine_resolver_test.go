@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -290,4 +291,47 @@ func TestResolverOfOneThatJoins(t *testing.T) {
 			t.Error("what must not be asked arrives")
 		}
 	}
+}
+
+// TestFirstQueryWithoutAgent kills the agent and starts containers that it knew before another comes. What they may not ask the engine's
+// resolver stays closed to them by their cgroups.
+func TestFirstQueryWithoutAgent(t *testing.T) {
+	t.Parallel()
+	const stub = "127.0.0.53"
+	v := enginetest.OwnAsking(t, stub).Install()
+	image := v.Image()
+	network := v.Network("names")
+	resolver := v.Serve(image, "resolver", []string{"--network", "host"}, "53/udp", "53/tcp")
+	v.Configure("dns: " + stub + "\n")
+	v.StartAgent()
+	create := func(name, label string) *enginetest.Container {
+		return v.Create(image, name, labelled(network, label), "resolve", name+"-first.example.")
+	}
+	closed, list, gone := create("closed", "xdp.drop=all"), create("list", "xdp.egress.allow=dns"), create("gone", "xdp.drop=all")
+	sleeps := v.Start(image, "sleeps", labelled(network, "xdp.drop=all")) // everybody has been seen when it is filtered
+	awaitFilter(t, v, sleeps.Name, 1)
+	v.EndAgent(syscall.SIGKILL)
+	run := func(c *enginetest.Container) {
+		v.Run("start", c.ID)
+		v.Run("wait", c.ID)
+	}
+	run(closed)
+	run(list)
+	v.Run("rm", gone.ID)
+	v.StartAgent()
+	run(closed)
+	received := resolver.Received()
+	if mentioned(received, "closed-first") || !mentioned(received, "list-first") {
+		t.Errorf("arrived: %+v", received)
+	}
+	for _, c := range []*enginetest.Container{closed, list, sleeps} {
+		v.Run("rm", "--force", c.ID)
+	}
+	v.Wait("nobody is closed any more", func() error {
+		_, err := os.Lstat(filepath.Join(v.Dir, "askers"))
+		if err == nil {
+			return errors.New("the program is there")
+		}
+		return nil
+	})
 }

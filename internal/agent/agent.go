@@ -61,6 +61,7 @@ type kernel interface {
 	RoutesBack(bridge int, does bool) error
 	CloseResolver(path string, ifindex int, udp, tcp bool) error
 	CloseResolverTo(id string, ifindex int, udp, tcp bool) error
+	SweepResolver(known func(id string) bool) error
 	Filters(ifindex int) bool
 	ByHand(ifindex int) bool
 	Both(ifindex int) bool

@@ -35,6 +35,7 @@ type session struct {
 	ctx     context.Context // ends with it
 	listing bool            // a list has been asked for
 	listed  bool            // it has listed its containers
+	lists   int             // how often
 	trouble string          // the last error of a list, that the log has
 
 	askingNetworks  bool   // networks have been asked for
@@ -170,6 +171,7 @@ func (a *agent) compare(s *session, list []docker.Summary) {
 		a.log.Info("the engine is back")
 	}
 	s.listed, a.orphans = true, true
+	s.lists++
 	there := map[string]bool{}
 	for _, l := range list {
 		there[l.ID] = true

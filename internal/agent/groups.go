@@ -152,7 +152,7 @@ func (s surroundings) resolvers(c docker.Container) (out, fromHost []netip.Addr)
 		if engine.Asks(a) {
 			fromHost = append(fromHost, a)
 		}
-		if !a.IsLoopback() && !(asks && engine.Asks(a)) {
+		if !a.IsLoopback() && (!asks || !engine.Asks(a)) {
 			out = append(out, a)
 		}
 	}

@@ -78,7 +78,8 @@ func (c *container) closedFromHost() resolverClosed {
 }
 
 // closeResolverTo is closeResolver by the container's id alone, as soon as it is known what it wants: its first query is held, too,
-// and so is what it asks until somebody finds its namespace, or hears that it has joined a network that has the resolver. It ends with the agent. Of one in another's network the other's labels hold.
+// and so is what it asks until somebody finds its namespace, or hears that it has joined a network that has the resolver. It outlives
+// the agent. Of one in another's network the other's labels hold.
 func (a *agent) closeResolverTo(c *container) {
 	closed, ifindex := c.closedFromHost(), 0
 	if shares(c.NetworkMode) {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -320,5 +321,30 @@ func TestFirstQueryIsClosed(t *testing.T) {
 		want("the first resolver again", map[string]asker{created.ID: {noUDP, 0}})
 		r.happens(created, docker.ActionDestroy)
 		want("destroyed", map[string]asker{})
+	})
+}
+
+// TestResolverOfTheGone: an agent before this one has closed the resolver to containers, of which some are not there any more, and one
+// is not to be filtered any more. An engine that has just begun may list none.
+func TestResolverOfTheGone(t *testing.T) {
+	created, plain, gone := box(7, false, "xdp.drop=udp"), box(8, false), box(9, false, "xdp.drop=udp")
+	created.NetworkMode = "shop"
+	inTime(t, []docker.Container{created, plain}, func(r *rig) {
+		r.kernel.host = &host{resolvers: addrsOf("127.0.0.53")}
+		for _, c := range []docker.Container{created, plain, gone} {
+			r.kernel.askers[c.ID] = asker{resolverClosed{udp: true}, 0}
+		}
+	}, func(r *rig) {
+		want := func(when string, ids ...string) {
+			t.Helper()
+			r.kernel.set(func() {
+				if got := slices.Sorted(maps.Keys(r.kernel.askers)); !slices.Equal(got, ids) {
+					t.Errorf("%s: closed to %v, want %v", when, got, ids)
+				}
+			})
+		}
+		want("at first", created.ID, gone.ID)
+		r.after(ghostLists * resync)
+		want("later", created.ID)
 	})
 }

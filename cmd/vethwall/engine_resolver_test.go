@@ -44,6 +44,8 @@ func TestResolverOnTheHostsLoopback(t *testing.T) {
 		{"list", []string{"xdp.egress.allow=443/tcp"}, false},
 		{"list-with-dns", []string{"xdp.egress.allow=443/tcp,dns"}, true},
 		{"other-rule", []string{"xdp.drop=25/tcp"}, true},
+		{"limited", []string{"xdp.egress.limit=53/udp=1000pps"}, false},
+		{"limited-elsewhere", []string{"xdp.egress.limit=54/udp=1pps"}, true},
 		{"audit", []string{"xdp.drop=all", "xdp.mode=audit"}, true},
 		{"wrong", []string{"xdp.drop=upd"}, false},
 	} {

@@ -50,22 +50,31 @@ func (a *agent) surroundingsOf(c *container) known {
 	return k
 }
 
-// closes is what s closes of resolvers that are asked from the host: each is asked by a protocol only where all of them may be.
-func closes(s policy.Stack, fromHost []netip.Addr) (c resolverClosed) {
-	for _, a := range fromHost {
-		c.udp = c.udp || !s.LetsAsk(unix.IPPROTO_UDP, dnsPort, a)
-		c.tcp = c.tcp || !s.LetsAsk(unix.IPPROTO_TCP, dnsPort, a)
+// closes is what s closes of resolvers that are asked from the host: each is asked by a protocol only where all of them may be, as
+// often as anybody likes. limited says that a limit is a reason.
+func closes(s policy.Stack, fromHost []netip.Addr) (c resolverClosed, limited bool) {
+	closed := func(proto uint8, a netip.Addr) bool {
+		may, limits := s.LetsAsk(proto, dnsPort, a)
+		limited = limited || limits
+		return !may || limits
 	}
-	return c
+	for _, a := range fromHost {
+		udp, tcp := closed(unix.IPPROTO_UDP, a), closed(unix.IPPROTO_TCP, a)
+		c = resolverClosed{c.udp || udp, c.tcp || tcp}
+	}
+	return c, limited
 }
 
 // whyClosed warns of a resolver that is closed.
-func whyClosed(fromHost []netip.Addr) string {
+func whyClosed(fromHost []netip.Addr, limited bool) string {
 	who, allow := "the host's resolvers", "allow dns"
 	if slices.Contains(fromHost, somebody) {
 		who, allow = "resolvers that /etc/resolv.conf did not name when the container was seen first", "start it again when that names some"
 	}
-	return "the engine asks " + who + " from the host, past every rule: its own at 127.0.0.11 is closed to the container, names of other containers included; " +
+	if limited {
+		allow += " and limit only other ports than 53"
+	}
+	return "the engine asks " + who + " from the host, past every rule and limit: its own at 127.0.0.11 is closed to the container, names of other containers included; " +
 		allow + ", or give the container a resolver with docker run --dns ADDRESS"
 }
 

@@ -124,7 +124,8 @@ var dockersOwn = []netip.Addr{
 
 // resolvers are those that c asks by its veths: those of docker run --dns, else of the configuration, else the host's.
 // The container's own resolv.conf says nothing, because the container writes it. fromHost are those that the engine
-// asks for it, from the host, or will when it gets the engine's resolver: of the host's what its engine asks so, else what is on the loopback. A host that names none has
+// asks for it, from the host, or will when it gets the engine's resolver: of the host's what its engine asks so, and what is on the
+// loopback. The configuration adds to the host's there, because Docker need not have been told. A host that names none has
 // some that an engine which asks them from the host was told of before, or is told of next.
 func (s surroundings) resolvers(c docker.Container) (out, fromHost []netip.Addr) {
 	var all []netip.Addr
@@ -132,7 +133,8 @@ func (s surroundings) resolvers(c docker.Container) (out, fromHost []netip.Addr)
 		all = s.host.resolvers
 	}
 	engine := c.FromHost
-	if len(s.conf.DNS) > 0 {
+	if len(s.conf.DNS) > 0 && len(c.DNS) == 0 {
+		fromHost = slices.DeleteFunc(slices.Clone(all), func(a netip.Addr) bool { return !engine.Asks(a) })
 		all, engine = s.conf.DNS, docker.LoopbackFromHost
 	}
 	if len(c.DNS) > 0 {
@@ -143,10 +145,10 @@ func (s surroundings) resolvers(c docker.Container) (out, fromHost []netip.Addr)
 			}
 		}
 	}
-	asks, elsewhere := hasResolver(c), false
-	if len(all) == 0 && len(c.DNS) == 0 && (s.host == nil || engine != docker.LoopbackFromHost) {
+	if len(c.DNS) == 0 && (s.host == nil || len(all) == 0 && engine != docker.LoopbackFromHost) {
 		fromHost = append(fromHost, somebody)
 	}
+	asks, elsewhere := hasResolver(c), false
 	for _, a := range all {
 		elsewhere = elsewhere || !a.IsLoopback()
 		if engine.Asks(a) {

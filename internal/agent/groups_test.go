@@ -259,9 +259,26 @@ func TestGroupsOfConfiguration(t *testing.T) {
 			t.Errorf("host %v", k.groups.Host)
 		}
 	}
-	s.conf = parseConfig(t, "dns: 192.0.2.53") // as daemon.json has it, whose servers the engine asks from the container
-	if k := s.of(docker.Container{NetworkMode: "shop", FromHost: docker.AllFromHost}, nil); len(k.fromHost) > 0 {
-		t.Errorf("asked from the host: %v", k.fromHost)
+	// As daemon.json should have it, whose servers the engine asks from the container; if it has not, it asks the host's.
+	s.conf = parseConfig(t, "dns: 192.0.2.53")
+	shop := docker.Container{NetworkMode: "shop", FromHost: docker.AllFromHost}
+	if k := s.of(shop, nil); !slices.Equal(k.fromHost, addrsOf("198.51.100.53")) || !slices.Equal(k.groups.Resolvers, addrsOf("192.0.2.53", "198.51.100.53")) {
+		t.Errorf("asked from the host: %v; of %v", k.fromHost, k.groups.Resolvers)
+	}
+	for label, want := range map[string]resolverClosed{
+		"xdp.egress.allow=dns": {}, "xdp.egress.allow=53/udp@192.0.2.53,53/tcp": {udp: true}, "xdp.drop=all": {true, true}, "xdp.drop=25/tcp": {},
+	} {
+		if w, _ := wanted(box(1, true, label), s.of(shop, nil), s.conf, compile); w.resolver != want {
+			t.Errorf("%s: closed %+v", label, w.resolver)
+		}
+	}
+	shop.DNS = []string{"192.0.2.53"}
+	if k := s.of(shop, nil); len(k.fromHost) > 0 {
+		t.Errorf("asked from the host although docker run names another: %v", k.fromHost)
+	}
+	shop.DNS, s.host.resolvers = nil, nil
+	if k := s.of(shop, nil); len(k.fromHost) > 0 {
+		t.Errorf("asked from the host: %v, of which nobody says anything", k.fromHost)
 	}
 	s.conf = parseConfig(t, "dns: 127.0.0.53")
 	if k := s.of(docker.Container{NetworkMode: "default"}, nil); len(k.groups.Resolvers) > 0 {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 )
 
@@ -32,6 +33,30 @@ func (s Stack) Explain(dir Direction, m Match) (Explanation, error) {
 		x.Limits = s.limitsOf(asked)
 	}
 	return x, nil
+}
+
+// LetsAsk reports whether the container may open conversations with a service of peer; where that is the zero Addr, with the
+// service of anybody, whoever it is; and whether a limit holds what it sends there.
+func (s Stack) LetsAsk(proto uint8, service uint16, peer netip.Addr) (may, limited bool) {
+	may = true
+	asked := subject{true, peer, proto, service}
+	for i, source := range s {
+		concerns := func(verb Verb) bool {
+			return slices.ContainsFunc(source.Policy.Rules, func(r Rule) bool {
+				who := r.Match.Peers.hold(peer)
+				if !peer.IsValid() {
+					who = verb == Drop || verb == Limit || r.Match.Peers.Any()
+				}
+				return r.Verb == verb && r.In[Egress] && r.Match.What.holds(asked) && who
+			})
+		}
+		if s.Audited(i) {
+			continue
+		}
+		may = may && (!concerns(Drop) || concerns(Except)) && (concerns(Allow) || source.Policy.PassesByDefault(Egress))
+		limited = limited || concerns(Limit)
+	}
+	return may, limited
 }
 
 // limitsOf are the limits that packets of a conversation about asked count against, whichever way they go.

@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"net/netip"
 	"strings"
 	"testing"
 )
@@ -78,6 +79,42 @@ func TestExplainAudit(t *testing.T) {
 		}
 		if got, err := s.Explain(Egress, m); err != nil || got.Reason != want.Reason || got.Audited != want.Audited || got.Origin != want.Origin || got.Rule != want.Rule {
 			t.Errorf("%s: %+v, %v; want %+v", match, got, err, want)
+		}
+	}
+}
+
+// TestLetsAsk: what is said of one address is what Explain says of it; of nobody in particular, what holds for everybody.
+func TestLetsAsk(t *testing.T) {
+	for _, labels := range []map[string]string{
+		{"xdp.drop": "udp"}, {"xdp.egress.drop": "all", "xdp.egress.except": "53/udp@192.0.2.0/24"}, {"xdp.egress.allow": "53/udp,443/tcp"},
+		{"xdp.egress.allow": "53/udp@192.0.2.0/24", "xdp.egress.drop": "192.0.2.53"}, {"xdp.egress.allow": "192.0.2.0/24"},
+		{"xdp.ingress.drop": "all"}, {"xdp.drop": "all", "xdp.mode": "audit"}, {"xdp.egress.drop": "udp@192.0.2.53", "xdp.egress.limit": "53/tcp=1pps"},
+	} {
+		p, _, err := Parse(labels)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := Stack{{"labels", p}}
+		for _, proto := range []string{"udp", "tcp"} {
+			number, all := map[string]uint8{"udp": protoUDP, "tcp": protoTCP}[proto], true
+			for _, addr := range []string{"192.0.2.53", "198.51.100.53", "2001:db8::53"} {
+				m, err := ParseMatch("53/" + proto + "@" + addr)
+				if err != nil {
+					t.Fatal(err)
+				}
+				x, err := s.Explain(Egress, m)
+				if err != nil {
+					t.Fatal(err)
+				}
+				may, limited := s.LetsAsk(number, 53, netip.MustParseAddr(addr))
+				if may != (x.Reason == Pass || x.Audited) || limited != (len(x.Limits) > 0) {
+					t.Errorf("%v: %s of %s: %t, limited %t; explained %+v", labels, proto, addr, may, limited, x)
+				}
+				all = all && may
+			}
+			if may, _ := s.LetsAsk(number, 53, netip.Addr{}); may != all {
+				t.Errorf("%v: %s of anybody: %t", labels, proto, may)
+			}
 		}
 	}
 }

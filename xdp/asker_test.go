@@ -2,6 +2,7 @@ package xdp
 
 import (
 	"bytes"
+	"errors"
 	"net"
 	"os"
 	"os/exec"
@@ -11,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 )
 
@@ -104,8 +107,8 @@ func TestCloseResolverTo(t *testing.T) {
 	nestedClosed := cgroup("docker-"+closed+".scope", other)
 	long, almost := cgroup("docker-"+closed+".scope", plain+"0"), cgroup("docker-"+closed+".scope", "docker-"+plain+".slices")
 
-	f := open(t, bpffs(t))
-	defer f.Close()
+	pins := bpffs(t)
+	f := open(t, pins)
 	must(t, f.Attach(a.host.Index, Want{Policy: labelled(t, "xdp.drop=udp")}))
 	udp, tcp := a.udp.LocalAddr().String(), a.tcp.Addr().String()
 	want := func(when, cgroup string, u, c bool) {
@@ -147,9 +150,69 @@ func TestCloseResolverTo(t *testing.T) {
 	must(t, f.CloseResolverTo(closed, a.host.Index, false, false))
 	want("open again", scope, true, true)
 	want("another stays closed", bare, false, true)
-	f.Close()
-	want("without an agent", bare, true, true)
 	if err := f.CloseResolverTo("short", 0, true, true); err == nil {
 		t.Error("an id that is none is taken")
+	}
+	f.Close()
+	want("without an agent", bare, false, true)
+	want("others without an agent", nobody, true, true)
+
+	f = open(t, pins)
+	want("another agent", bare, false, true)
+	must(t, f.CloseResolverTo(closed, 0, true, true))
+	must(t, f.Retire())
+	want("closed by it", scope, false, false)
+	must(t, f.SweepResolver(func(id string) bool { return id == closed }))
+	want("gone", bare, true, true)
+	want("not gone", scope, false, false)
+	f.Close()
+
+	// A map of another version, which the program of that one goes on reading.
+	ids, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Hash, KeySize: 64, ValueSize: 4, MaxEntries: 1})
+	must(t, err)
+	defer ids.Close()
+	must(t, os.Remove(filepath.Join(askersDir(pins), "askers")))
+	must(t, ids.Pin(filepath.Join(askersDir(pins), "askers")))
+	f = open(t, pins)
+	want("another version's", scope, false, false)
+	must(t, f.CloseResolverTo(closed, 0, true, false))
+	must(t, f.Retire())
+	want("this version's", scope, false, true)
+
+	// Somebody takes it off.
+	l, err := link.LoadPinnedLink(askersLink(pins), nil)
+	must(t, err)
+	must(t, l.Detach())
+	must(t, l.Close())
+	f.Close()
+	want("taken off", scope, true, true)
+	f = open(t, pins)
+	must(t, f.Retire())
+	want("another agent", scope, false, true)
+	must(t, os.RemoveAll(askersDir(pins)))
+	must(t, f.Sweep(nil))
+	f.Close()
+	want("without pins for a moment", scope, false, true)
+	must(t, Uninstall(pins))
+	want("uninstalled", scope, true, true)
+}
+
+// TestAskersAreTriedAgain: what the kernel cannot do now it may be able to do later.
+func TestAskersAreTriedAgain(t *testing.T) {
+	if _, err := hostCgroups(); err != nil {
+		t.Skip(err)
+	}
+	f := open(t, bpffs(t))
+	defer f.Close()
+	id := strings.Repeat("ef", 32)
+	f.askers.failed, f.askers.tried = errors.New("no memory"), time.Now()
+	if err := f.CloseResolverTo(id, 0, true, true); err == nil {
+		t.Error("tried again at once")
+	}
+	f.askers.tried = time.Now().Add(-2 * askersRetry)
+	must(t, f.CloseResolverTo(id, 0, true, true))
+	must(t, f.SweepResolver(func(string) bool { return false }))
+	if _, err := os.Lstat(askersDir(f.dir)); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the program is there although nobody needs it: %v", err)
 	}
 }

@@ -36,7 +36,8 @@ var ErrBusy = errors.New("another vethwall agent runs on this host")
 
 // Filter is the data plane under one directory, open for change. It is not safe for concurrent use.
 //
-// Below the directory stand links/ with a pinned link for each hook, programs/ with those of the operator's, and a
+// Below the directory stand links/ with a pinned link for each hook, programs/ with those of the operator's, askers/ with what closes
+// the engine's resolver by the container's id, and a
 // directory named by the layout of the maps, so that two versions of the program never share maps that differ.
 type Filter struct {
 	dir  string
@@ -127,6 +128,7 @@ func (f *Filter) load() error {
 	for _, p := range []*ebpf.Program{f.objs.VethwallXdp, f.objs.VethwallSent, f.objs.VethwallReceived} {
 		f.ids[p] = programID(p)
 	}
+	f.adoptAskers()
 	f.tcx = f.haveTCX()
 	f.noTCX = !f.tcx
 	return nil
@@ -274,8 +276,8 @@ func mapsDir(dir string, spec *ebpf.CollectionSpec) string {
 
 func (f *Filter) linksDir() string { return filepath.Join(f.dir, "links") }
 
-// Retire removes the maps of other versions. Programs that still use them keep them in being; call it once
-// every device has its policy in the maps of this version.
+// Retire removes the maps of other versions, and the program of another that closes the resolver by its own. Programs that still use them keep them in being; call it once
+// every device has its policy in the maps of this version, and what is closed was closed anew.
 func (f *Filter) Retire() error {
 	dirs, err := filepath.Glob(filepath.Join(f.dir, "maps-*"))
 	if err != nil {
@@ -286,7 +288,7 @@ func (f *Filter) Retire() error {
 			err = errors.Join(err, os.RemoveAll(d))
 		}
 	}
-	return err
+	return errors.Join(err, f.askers.replace(f.dir))
 }
 
 // Uninstall takes everything under dir out of the kernel, whatever state it is in, and removes dir.
@@ -309,7 +311,7 @@ func Uninstall(dir string) error {
 	raiseDowned(dir)
 	removeClsact(dir)
 	pins, _ := filepath.Glob(filepath.Join(dir, "links", "*"))
-	for _, pin := range pins {
+	for _, pin := range append(pins, askersLink(dir)) {
 		// Removing the pin of a link ends it too, but some time later.
 		if l, err := link.LoadPinnedLink(pin, nil); err == nil {
 			_ = l.Detach()

@@ -675,7 +675,7 @@ func (f *Filter) Sweep(links Links) error {
 	maps.DeleteFunc(f.standing, func(ifindex int, _ standing) bool { return !linked[ifindex] })
 	maps.DeleteFunc(f.guarded, func(ifindex int, _ bool) bool { return !linked[ifindex] && !exists(ifindex) })
 	f.maps.free(time.Now())
-	return errors.Join(append(errs, f.sweepPrograms(), f.maps.states.sweep(), f.neighbors.sweep(links), f.repin(), f.relock())...)
+	return errors.Join(append(errs, f.sweepPrograms(), f.maps.states.sweep(), f.neighbors.sweep(links), f.repin(), f.askers.keepPinned(f.dir), f.relock())...)
 }
 
 // exists reports whether there is such a device; when the kernel does not say, there is. SIOCGIFNAME is answered at once, while netlink

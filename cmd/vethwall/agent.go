@@ -165,7 +165,7 @@ func onlyOurs(dir string) error {
 		return err
 	}
 	for _, entry := range entries {
-		if name := entry.Name(); name != "links" && name != "programs" && !strings.HasPrefix(name, "maps-") {
+		if name := entry.Name(); name != "links" && name != "programs" && name != "askers" && !strings.HasPrefix(name, "maps-") {
 			return fmt.Errorf("--dir %s holds %s, which is not vethwall's; nothing is removed: name the directory that the agent was given", dir, name)
 		}
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -43,6 +44,8 @@ func TestResolverOnTheHostsLoopback(t *testing.T) {
 		{"list", []string{"xdp.egress.allow=443/tcp"}, false},
 		{"list-with-dns", []string{"xdp.egress.allow=443/tcp,dns"}, true},
 		{"other-rule", []string{"xdp.drop=25/tcp"}, true},
+		{"limited", []string{"xdp.egress.limit=53/udp=1000pps"}, false},
+		{"limited-elsewhere", []string{"xdp.egress.limit=54/udp=1pps"}, true},
 		{"audit", []string{"xdp.drop=all", "xdp.mode=audit"}, true},
 		{"wrong", []string{"xdp.drop=upd"}, false},
 	} {
@@ -98,10 +101,9 @@ func mentioned(received []enginetest.Arrival, name string) bool {
 	return slices.ContainsFunc(received, func(a enginetest.Arrival) bool { return strings.Contains(a.Text, name) })
 }
 
-// TestResolverOfTheHost is the same, in short, for a host whose name server is none of its loopback's. Engines from 28 on ask that
-// one from the host, too, and those before 26 from the container, by its veth.
-func TestResolverOfTheHost(t *testing.T) {
-	t.Parallel()
+// askingTheHost is an engine whose host has a name server that is none of its loopback's.
+func askingTheHost(t *testing.T) *enginetest.Vethwall {
+	t.Helper()
 	const server = "198.18.7.53"
 	v := enginetest.OwnAsking(t, server).Install()
 	for _, args := range []string{"link add names0 type bridge", "addr add " + server + "/32 dev names0", "link set names0 up"} {
@@ -109,10 +111,18 @@ func TestResolverOfTheHost(t *testing.T) {
 			t.Fatalf("ip %s: %v: %s", args, err, out)
 		}
 	}
+	v.Inside = true
+	return v
+}
+
+// TestResolverOfTheHost is the same, in short, for a host whose name server is none of its loopback's. Engines from 28 on ask that
+// one from the host, too, and those before 26 from the container, by its veth.
+func TestResolverOfTheHost(t *testing.T) {
+	t.Parallel()
+	v := askingTheHost(t)
 	image := v.Image()
 	network := v.Network("names")
 	resolver := v.Serve(image, "resolver", []string{"--network", "host"}, "53/udp", "53/tcp")
-	v.Inside = true
 	v.StartAgent()
 	major, err := strconv.Atoi(strings.Split(v.Run("version", "--format", "{{.Server.Version}}"), ".")[0])
 	fromHost := err != nil || major >= 28 || major < 17 // a build of one's own has no version
@@ -211,4 +221,119 @@ func TestFirstQuery(t *testing.T) {
 			}
 		}
 	}
+}
+
+// TestResolverChanges gives the host another resolver while containers run, with an agent and without one. The engine goes on asking
+// the one that it was told of.
+func TestResolverChanges(t *testing.T) {
+	t.Parallel()
+	engine := enginetest.OwnAsking(t, "127.0.0.53")
+	v := engine.Install()
+	image := v.Image()
+	network := v.Network("names")
+	resolver := v.Serve(image, "resolver", []string{"--network", "host"}, "53/udp", "53/tcp")
+	v.Inside = true
+	v.StartAgent()
+	closed := v.Start(image, "closed", labelled(network, "xdp.drop=all"))
+	list := v.Start(image, "list", labelled(network, "xdp.egress.allow=dns"))
+	for _, c := range []*enginetest.Container{closed, list} {
+		awaitFilter(t, v, c.Name, 1)
+	}
+	want := func(when string) {
+		t.Helper()
+		for _, c := range []*enginetest.Container{closed, list} {
+			_, _ = c.Do("resolve", when+"-"+c.ID[:12]+".example.") // the sink answers nothing of use
+			if got := mentioned(resolver.Received(), when+"-"+c.ID[:12]); got != (c == list) {
+				t.Errorf("%s: what %s asks arrives: %t", when, c.Name, got)
+			}
+		}
+	}
+	becomes := func(server string) {
+		t.Helper()
+		if err := os.WriteFile(filepath.Join(engine.Dir, "resolv.conf"), []byte("nameserver "+server+"\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want("before")
+	becomes("198.51.100.9")
+	v.EndAgent(syscall.SIGKILL)
+	v.StartAgent()
+	want("another-agent")
+	becomes("198.51.100.10")
+	rings := v.Start(image, "rings", labelled(network, "xdp.drop=udp")) // the agent looks at the host
+	awaitFilter(t, v, rings.Name, 1)
+	want("the-same-agent")
+}
+
+// TestResolverOfOneThatJoins connects containers of the default network, which ask the engine's resolver all the time, to a network
+// that has it.
+func TestResolverOfOneThatJoins(t *testing.T) {
+	t.Parallel()
+	v := askingTheHost(t)
+	image := v.Image()
+	network := v.Network("names")
+	resolver := v.Serve(image, "resolver", []string{"--network", "host"}, "53/udp", "53/tcp")
+	v.StartAgent()
+	for i := range times(3, 50) {
+		for label, passes := range map[string]bool{"xdp.drop=all": false, "xdp.egress.allow=dns": true} {
+			name := fmt.Sprintf("joins-%d-%t", i, passes)
+			c := v.Start(image, name, []string{"--label", label}, "query", name+".example")
+			awaitFilter(t, v, c.Name, 1)
+			v.Run("network", "connect", network, c.ID)
+			awaitFilter(t, v, c.Name, 2)
+			v.With(t).Wait(name+" has asked", func() error {
+				if s, _ := statusOf(t, v, c.Name); passes != mentioned(resolver.Received(), name) || passes == (drops(s) > 0) {
+					return fmt.Errorf("status: %+v", s)
+				}
+				return nil
+			})
+			v.Run("rm", "--force", c.ID)
+		}
+		if mentioned(resolver.Received(), fmt.Sprintf("joins-%d-false", i)) {
+			t.Error("what must not be asked arrives")
+		}
+	}
+}
+
+// TestFirstQueryWithoutAgent kills the agent and starts containers that it knew before another comes. What they may not ask the engine's
+// resolver stays closed to them by their cgroups.
+func TestFirstQueryWithoutAgent(t *testing.T) {
+	t.Parallel()
+	const stub = "127.0.0.53"
+	v := enginetest.OwnAsking(t, stub).Install()
+	image := v.Image()
+	network := v.Network("names")
+	resolver := v.Serve(image, "resolver", []string{"--network", "host"}, "53/udp", "53/tcp")
+	v.Configure("dns: " + stub + "\n")
+	v.StartAgent()
+	create := func(name, label string) *enginetest.Container {
+		return v.Create(image, name, labelled(network, label), "resolve", name+"-first.example.")
+	}
+	closed, list, gone := create("closed", "xdp.drop=all"), create("list", "xdp.egress.allow=dns"), create("gone", "xdp.drop=all")
+	sleeps := v.Start(image, "sleeps", labelled(network, "xdp.drop=all")) // everybody has been seen when it is filtered
+	awaitFilter(t, v, sleeps.Name, 1)
+	v.EndAgent(syscall.SIGKILL)
+	run := func(c *enginetest.Container) {
+		v.Run("start", c.ID)
+		v.Run("wait", c.ID)
+	}
+	run(closed)
+	run(list)
+	v.Run("rm", gone.ID)
+	v.StartAgent()
+	run(closed)
+	received := resolver.Received()
+	if mentioned(received, "closed-first") || !mentioned(received, "list-first") {
+		t.Errorf("arrived: %+v", received)
+	}
+	for _, c := range []*enginetest.Container{closed, list, sleeps} {
+		v.Run("rm", "--force", c.ID)
+	}
+	v.Wait("nobody is closed any more", func() error {
+		_, err := os.Lstat(filepath.Join(v.Dir, "askers"))
+		if err == nil {
+			return errors.New("the program is there")
+		}
+		return nil
+	})
 }

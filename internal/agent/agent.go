@@ -62,6 +62,7 @@ type kernel interface {
 	RoutesBack(bridge int, does bool) error
 	CloseResolver(path string, ifindex int, udp, tcp bool) error
 	CloseResolverTo(id string, ifindex int, udp, tcp bool) error
+	SweepResolver(known func(id string) bool) error
 	Filters(ifindex int) bool
 	ByHand(ifindex int) bool
 	Both(ifindex int) bool
@@ -174,6 +175,7 @@ type container struct {
 	resolver resolverState
 	object   object
 	stay     stay
+	upstream upstream
 	rests    map[int]*leftover // by ifindex
 	devices  []int             // its veths, as far as they have been filtered
 	nsid     int               // the id of its namespace, -1 while no veth leads there

@@ -36,6 +36,7 @@ type session struct {
 	ctx     context.Context // ends with it
 	listing bool            // a list has been asked for
 	listed  bool            // it has listed its containers
+	lists   int             // how often
 	trouble string          // the last error of a list, that the log has
 
 	askingNetworks  bool   // networks have been asked for
@@ -171,6 +172,7 @@ func (a *agent) compare(s *session, list []docker.Summary) {
 		a.log.Info("the engine is back")
 	}
 	s.listed, a.orphans = true, true
+	s.lists++
 	there := map[string]bool{}
 	for _, l := range list {
 		there[l.ID] = true
@@ -282,7 +284,7 @@ func (a *agent) meet(id string) *container {
 	}
 	delete(a.records, id)
 	if r, err := ParseRecord([]byte(c.saved)); err == nil {
-		c.stay = r.Joined
+		c.stay, c.upstream = r.Joined, r.Upstream
 		for _, i := range r.Interfaces {
 			if i.Late > 0 {
 				c.late[i.Ifindex] = i.Late
@@ -359,8 +361,11 @@ func (a *agent) learn(c *container, answer docker.Container) {
 		c.path = ""
 	}
 	c.Container, c.inspected, c.stale = answer, true, false
+	if a.around.host == nil { // what an agent before this one has closed is not to be opened for a moment, nor the other way
+		a.meetHost()
+	}
 	if news {
-		a.decide(c, a.around.of(answer))
+		a.decide(c, a.surroundingsOf(c))
 	}
 	if c.want.live && a.around.lacks(answer) {
 		a.askNetworks()

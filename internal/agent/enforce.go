@@ -27,7 +27,7 @@ func (a *agent) enforce(c *container, veths namespaces) {
 	a.readObject(c)
 	r := Record{
 		ID: c.ID, Name: c.Name, Policy: c.want.policy, Error: c.problem(), Warnings: c.want.warnings,
-		Holds: c.want.holds, Loophole: c.want.loophole, Program: c.want.program, Joined: c.stay,
+		Holds: c.want.holds, Loophole: c.want.loophole, Program: c.want.program, Joined: c.stay, Upstream: c.upstream,
 	}
 	if c.want.tables != nil {
 		r.Rules, r.Receives = c.want.tables.Rules, c.want.tables.Receives

@@ -160,6 +160,13 @@ func (k *fakeKernel) CloseResolverTo(id string, ifindex int, udp, tcp bool) erro
 	return k.fail["asker"]
 }
 
+func (k *fakeKernel) SweepResolver(known func(id string) bool) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	maps.DeleteFunc(k.askers, func(id string, _ asker) bool { return !known(id) })
+	return nil
+}
+
 func (k *fakeKernel) Shut(ifindex int) (bool, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()

@@ -37,13 +37,18 @@ type known struct {
 	groups policy.Groups
 	// missing says what is not known yet, "" for nothing. There are no groups then.
 	missing string
-	// fromHost are resolvers that the engine asks from the host in the container's place, past its veth.
-	fromHost []netip.Addr
-	sharing  sharing
+	// fromHost are resolvers that the engine asks from the host in the container's place, past its veth; somebody is one that is
+	// not known. It does not before the container has the engine's resolver, which is as soon as it joins a network that has it.
+	fromHost    []netip.Addr
+	hasResolver bool
+	sharing     sharing
 }
 
+// somebody stands for resolvers that the engine has and nobody else knows.
+var somebody netip.Addr
+
 func (k known) equal(other known) bool {
-	return k.missing == other.missing && k.sharing == other.sharing && slices.Equal(k.fromHost, other.fromHost) && k.groups.Equal(other.groups)
+	return k.missing == other.missing && k.hasResolver == other.hasResolver && k.sharing == other.sharing && slices.Equal(k.fromHost, other.fromHost) && k.groups.Equal(other.groups)
 }
 
 // needed is what a policy depends on: one that is not live on resolvers alone.
@@ -51,17 +56,23 @@ func (k known) needed(live bool) known {
 	if live {
 		return k
 	}
-	return known{fromHost: k.fromHost, sharing: k.sharing}
+	return known{fromHost: k.fromHost, hasResolver: k.hasResolver, sharing: k.sharing}
 }
 
-// of is what is known for c.
-func (s surroundings) of(c docker.Container) known {
-	if s.host == nil {
-		return known{missing: "the host's addresses could not be read yet"}
-	}
+// of is what is known for c, whose engine asks those in before from the host whatever is said now.
+func (s surroundings) of(c docker.Container, before []netip.Addr) known {
 	resolvers, fromHost := s.resolvers(c)
-	if s.networks == nil {
-		return known{missing: "Docker has not listed its networks yet", fromHost: fromHost}
+	if len(before) > 0 { // an answer to what is not known now
+		fromHost = slices.DeleteFunc(fromHost, func(a netip.Addr) bool { return a == somebody })
+	}
+	k := known{fromHost: sorted(slices.Concat(fromHost, before), netip.Addr.Compare), hasResolver: hasResolver(c)}
+	switch {
+	case s.host == nil:
+		k.missing = "the host's addresses could not be read yet"
+		return k
+	case s.networks == nil:
+		k.missing = "Docker has not listed its networks yet"
+		return k
 	}
 	g := policy.Groups{Host: slices.Concat(s.host.addrs, s.conf.HostAddresses), OnLink: s.host.onLink}
 	for _, n := range s.networks {
@@ -70,14 +81,26 @@ func (s surroundings) of(c docker.Container) known {
 	for _, e := range c.Networks {
 		n, listed := s.networks[e.NetworkID]
 		if !listed && e.NetworkID != "" {
-			return known{missing: fmt.Sprintf("Docker has not listed network %s yet", e.Network), fromHost: fromHost}
+			k.missing = fmt.Sprintf("Docker has not listed network %s yet", e.Network)
+			return k
 		}
 		g.Neighbors = append(g.Neighbors, n.Subnets...)
 		g.Gateways = slices.Concat(g.Gateways, n.Gateways, e.Gateways)
 	}
 	g.Networks, g.Neighbors = sorted(g.Networks, netip.Prefix.Compare), sorted(g.Neighbors, netip.Prefix.Compare)
-	g.Gateways, g.Resolvers = sorted(g.Gateways, netip.Addr.Compare), sorted(slices.Concat(resolvers, fromHost), netip.Addr.Compare)
-	return known{groups: g, fromHost: fromHost}
+	g.Gateways, g.Resolvers = sorted(g.Gateways, netip.Addr.Compare), sorted(resolvers, netip.Addr.Compare)
+	if k.hasResolver {
+		g = k.withResolver(g)
+	}
+	k.groups = g
+	return k
+}
+
+// withResolver is g for who has the engine's resolver: what that asks is the container's own.
+func (k known) withResolver(g policy.Groups) policy.Groups {
+	g.Resolvers = sorted(slices.Concat(g.Resolvers, k.fromHost), netip.Addr.Compare)
+	g.Resolvers = slices.DeleteFunc(g.Resolvers, func(a netip.Addr) bool { return a == somebody })
+	return g
 }
 
 // lacks reports whether c is in a network that Docker has not listed.
@@ -101,10 +124,17 @@ var dockersOwn = []netip.Addr{
 
 // resolvers are those that c asks by its veths: those of docker run --dns, else of the configuration, else the host's.
 // The container's own resolv.conf says nothing, because the container writes it. fromHost are those that the engine
-// asks for it, from the host: of the host's what its engine asks so, else what is on the loopback.
+// asks for it, from the host, or will when it gets the engine's resolver: of the host's what its engine asks so, and what is on the
+// loopback. The configuration adds to the host's there, because Docker need not have been told. A host that names none has
+// some that an engine which asks them from the host was told of before, or is told of next.
 func (s surroundings) resolvers(c docker.Container) (out, fromHost []netip.Addr) {
-	all, engine := s.host.resolvers, c.FromHost
-	if len(s.conf.DNS) > 0 {
+	var all []netip.Addr
+	if s.host != nil {
+		all = s.host.resolvers
+	}
+	engine := c.FromHost
+	if len(s.conf.DNS) > 0 && len(c.DNS) == 0 {
+		fromHost = slices.DeleteFunc(slices.Clone(all), func(a netip.Addr) bool { return !engine.Asks(a) })
 		all, engine = s.conf.DNS, docker.LoopbackFromHost
 	}
 	if len(c.DNS) > 0 {
@@ -115,13 +145,16 @@ func (s surroundings) resolvers(c docker.Container) (out, fromHost []netip.Addr)
 			}
 		}
 	}
+	if len(c.DNS) == 0 && (s.host == nil || len(all) == 0 && engine != docker.LoopbackFromHost) {
+		fromHost = append(fromHost, somebody)
+	}
 	asks, elsewhere := hasResolver(c), false
 	for _, a := range all {
 		elsewhere = elsewhere || !a.IsLoopback()
-		switch {
-		case asks && engine.Asks(a):
+		if engine.Asks(a) {
 			fromHost = append(fromHost, a)
-		case !a.IsLoopback():
+		}
+		if !a.IsLoopback() && (!asks || !engine.Asks(a)) {
 			out = append(out, a)
 		}
 	}
@@ -156,7 +189,7 @@ func readHost(links xdp.Links) (*host, error) {
 	if err != nil {
 		return nil, err
 	}
-	// A host without the file has no resolvers.
+	// A host without the file names no resolvers.
 	text, _ := os.ReadFile(resolvConf)
 	resolvers := nameservers(string(text))
 	if slices.Equal(resolvers, []netip.Addr{systemdStub}) {
@@ -176,6 +209,15 @@ func nameservers(text string) (out []netip.Addr) {
 		}
 	}
 	return out
+}
+
+// meetHost is lookAround before the first look at anything.
+func (a *agent) meetHost() {
+	all, err := a.list()
+	if err != nil {
+		return // the look at the containers says so
+	}
+	a.lookAround(all.links)
 }
 
 // lookAround reads the host anew: beside the loop, except for the first time.
@@ -323,7 +365,7 @@ func GroupsOf(ctx context.Context, e interface {
 	if s.host, err = readHost(links); err != nil {
 		return policy.Groups{}, err
 	}
-	k := s.of(c)
+	k := s.of(c, nil)
 	if k.missing != "" {
 		return policy.Groups{}, errors.New(k.missing)
 	}

@@ -162,10 +162,13 @@ func TestResolvers(t *testing.T) {
 		"on the host's loopback":            {stub, nil, "shop", old, nil, stub},
 		"one of them there":                 {append(addrsOf("192.0.2.53"), stub...), nil, "shop", old, addrsOf("192.0.2.53"), stub},
 		"its own on loopback":               {addrsOf("192.0.2.53"), []string{"127.0.0.1"}, "shop", all, nil, addrsOf("127.0.0.1")},
-		"loopback and Docker's own":         {stub, nil, "default", all, dockersOwn, nil},
-		"loopback beside another":           {append(addrsOf("192.0.2.53"), stub...), nil, "bridge", all, addrsOf("192.0.2.53"), nil},
-		"no resolver":                       {nil, nil, "shop", all, nil, nil},
-		"the default network":               {both, nil, "default", all, both, nil},
+		"loopback and Docker's own":         {stub, nil, "default", all, dockersOwn, stub},
+		"loopback beside another":           {append(addrsOf("192.0.2.53"), stub...), nil, "bridge", all, addrsOf("192.0.2.53"), append(addrsOf("192.0.2.53"), stub...)},
+		"no resolver":                       {nil, nil, "shop", old, nil, nil},
+		"unknown, engines 26 and 27":        {nil, nil, "shop", v6, nil, []netip.Addr{somebody}},
+		"unknown, engines from 28 on":       {nil, nil, "shop", all, nil, []netip.Addr{somebody}},
+		"unknown, but its own":              {nil, []string{"198.51.100.53"}, "shop", all, addrsOf("198.51.100.53"), nil},
+		"the default network":               {both, nil, "default", all, both, both},
 		"the default network, its own":      {stub, []string{"198.51.100.53"}, "bridge", all, addrsOf("198.51.100.53"), nil},
 		"the default network and another":   {both, nil, "default+", all, nil, both},
 		"the same, an engine before 26":     {both, nil, "bridge+", old, both, nil},
@@ -189,6 +192,7 @@ func TestResolvers(t *testing.T) {
 
 func TestWantedOfGroups(t *testing.T) {
 	stub := known{fromHost: []netip.Addr{systemdStub}, groups: policy.Groups{Resolvers: []netip.Addr{systemdStub}}}
+	unknown := known{fromHost: []netip.Addr{somebody}}
 	for _, tc := range []struct {
 		label    string
 		k        known
@@ -202,10 +206,29 @@ func TestWantedOfGroups(t *testing.T) {
 		{"xdp.drop=udp", stub, true, resolverClosed{udp: true}},
 		{"xdp.drop=udp xdp.mode=audit", stub, true, resolverClosed{}},
 		{"xdp.drop=25/tcp", stub, true, resolverClosed{}},
+		{"xdp.egress.limit=53/udp=1pps", stub, true, resolverClosed{udp: true}},
+		{"xdp.egress.limit=all=1pps", stub, true, resolverClosed{true, true}},
+		{"xdp.limit=tcp@127.0.0.0/8=1mbit", stub, true, resolverClosed{tcp: true}},
+		{"xdp.egress.limit=dns=1pps", stub, true, resolverClosed{true, true}},
+		{"xdp.egress.limit=udp@192.0.2.0/24=1pps", stub, true, resolverClosed{}},
+		{"xdp.egress.limit=udp@192.0.2.0/24=1pps", unknown, true, resolverClosed{udp: true}},
+		{"xdp.egress.limit=54/udp=1pps", stub, true, resolverClosed{}},
+		{"xdp.ingress.limit=all=1pps", stub, true, resolverClosed{}},
+		{"xdp.egress.limit=all=1pps xdp.mode=audit", stub, true, resolverClosed{}},
+		{"xdp.egress.allow=dns,443/tcp", unknown, true, resolverClosed{true, true}},
+		{"xdp.egress.allow=53/udp", unknown, true, resolverClosed{tcp: true}},
+		{"xdp.egress.allow=53/udp,53/tcp@192.0.2.0/24", unknown, true, resolverClosed{tcp: true}},
+		{"xdp.egress.drop=private", unknown, true, resolverClosed{true, true}},
+		{"xdp.egress.drop=tcp@192.0.2.0/24", unknown, true, resolverClosed{tcp: true}},
+		{"xdp.egress.drop=tcp xdp.egress.except=53/tcp@192.0.2.0/24", unknown, true, resolverClosed{tcp: true}},
+		{"xdp.egress.drop=tcp xdp.egress.except=53/tcp", unknown, true, resolverClosed{}},
+		{"xdp.egress.drop=25/tcp", unknown, true, resolverClosed{}},
+		{"xdp.egress.drop=all xdp.mode=audit", unknown, true, resolverClosed{}},
 		{"xdp.drop=upd", known{}, false, resolverClosed{true, true}},
 		{"xdp.egress.drop=dns", known{missing: "all"}, false, resolverClosed{true, true}},
 		{"xdp.drop=udp,multicast,metadata", known{missing: "all"}, true, resolverClosed{}},
 	} {
+		tc.k.hasResolver = true
 		w, _ := wanted(box(1, true, strings.Fields(tc.label)...), tc.k, config.Config{}, compile)
 		warns := slices.ContainsFunc(w.warnings, func(s string) bool { return strings.Contains(s, "127.0.0.11") })
 		if (w.tables != nil) != tc.open || w.waits != (tc.k.missing != "" && !tc.open) || w.resolver != tc.resolver || warns != (tc.open && tc.resolver != resolverClosed{}) {
@@ -224,11 +247,11 @@ func TestGroupsOfConfiguration(t *testing.T) {
 		outside   bool
 	}{
 		{docker.Container{NetworkMode: "shop"}, addrsOf("127.0.0.53", "192.0.2.53"), true},
-		{docker.Container{NetworkMode: "default"}, addrsOf("192.0.2.53"), false},
+		{docker.Container{NetworkMode: "default"}, addrsOf("192.0.2.53"), true},
 		{docker.Container{NetworkMode: "shop", DNS: []string{"192.0.2.54"}}, addrsOf("192.0.2.54"), false},
 		{docker.Container{NetworkMode: "shop", DNS: []string{"192.0.2.54"}, FromHost: docker.AllFromHost}, addrsOf("192.0.2.54"), false},
 	} {
-		k := s.of(tc.c)
+		k := s.of(tc.c, nil)
 		if !slices.Equal(k.groups.Resolvers, tc.resolvers) || len(k.fromHost) > 0 != tc.outside {
 			t.Errorf("%+v: %v, from the host %v", tc.c, k.groups.Resolvers, k.fromHost)
 		}
@@ -236,12 +259,29 @@ func TestGroupsOfConfiguration(t *testing.T) {
 			t.Errorf("host %v", k.groups.Host)
 		}
 	}
-	s.conf = parseConfig(t, "dns: 192.0.2.53") // as daemon.json has it, whose servers the engine asks from the container
-	if k := s.of(docker.Container{NetworkMode: "shop", FromHost: docker.AllFromHost}); len(k.fromHost) > 0 {
-		t.Errorf("asked from the host: %v", k.fromHost)
+	// As daemon.json should have it, whose servers the engine asks from the container; if it has not, it asks the host's.
+	s.conf = parseConfig(t, "dns: 192.0.2.53")
+	shop := docker.Container{NetworkMode: "shop", FromHost: docker.AllFromHost}
+	if k := s.of(shop, nil); !slices.Equal(k.fromHost, addrsOf("198.51.100.53")) || !slices.Equal(k.groups.Resolvers, addrsOf("192.0.2.53", "198.51.100.53")) {
+		t.Errorf("asked from the host: %v; of %v", k.fromHost, k.groups.Resolvers)
+	}
+	for label, want := range map[string]resolverClosed{
+		"xdp.egress.allow=dns": {}, "xdp.egress.allow=53/udp@192.0.2.53,53/tcp": {udp: true}, "xdp.drop=all": {true, true}, "xdp.drop=25/tcp": {},
+	} {
+		if w, _ := wanted(box(1, true, label), s.of(shop, nil), s.conf, compile); w.resolver != want {
+			t.Errorf("%s: closed %+v", label, w.resolver)
+		}
+	}
+	shop.DNS = []string{"192.0.2.53"}
+	if k := s.of(shop, nil); len(k.fromHost) > 0 {
+		t.Errorf("asked from the host although docker run names another: %v", k.fromHost)
+	}
+	shop.DNS, s.host.resolvers = nil, nil
+	if k := s.of(shop, nil); len(k.fromHost) > 0 {
+		t.Errorf("asked from the host: %v, of which nobody says anything", k.fromHost)
 	}
 	s.conf = parseConfig(t, "dns: 127.0.0.53")
-	if k := s.of(docker.Container{NetworkMode: "default"}); len(k.groups.Resolvers) > 0 {
+	if k := s.of(docker.Container{NetworkMode: "default"}, nil); len(k.groups.Resolvers) > 0 {
 		t.Errorf("resolvers %v of a configuration that has none but the host's own", k.groups.Resolvers)
 	}
 }

@@ -163,7 +163,7 @@ func (a *agent) lookAtOwner(c docker.Container) {
 
 // knownOf is all that the want of c depends on beside what Docker says of it.
 func (a *agent) knownOf(c *container) known {
-	k := a.around.of(c.Container).needed(c.want.live)
+	k := a.surroundingsOf(c).needed(c.want.live)
 	k.sharing = c.sharedIn(a.around.sharedWith(c.Container))
 	return k
 }

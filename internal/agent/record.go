@@ -45,6 +45,7 @@ type Record struct {
 	Loophole   string           `json:"loophole,omitempty"`
 	Program    string           `json:"program,omitempty"` // the operator's: NAME[:SECTION]
 	Joined     stay             `json:"joined,omitzero"`
+	Upstream   upstream         `json:"upstream,omitzero"`
 	Rules      [2][]xdp.Counted `json:"rules"`              // by direction and counter slot
 	Receives   bool             `json:"receives"`           // what it receives is judged, too
 	Resolver   string           `json:"resolver,omitempty"` // the namespace in which the engine's is closed to it

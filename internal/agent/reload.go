@@ -132,7 +132,7 @@ func (a *agent) configure(conf config.Config) {
 	clear(a.plain) // it may pick some of them
 	for _, c := range a.containers {
 		if c.inspected {
-			a.decide(c, a.around.of(c.Container))
+			a.decide(c, a.surroundingsOf(c))
 		}
 	}
 	a.everythingDirty()

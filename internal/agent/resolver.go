@@ -5,13 +5,18 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/vethwall/vethwall/policy"
 )
 
 // enginesResolver is where a container asks it.
 const enginesResolver = "127.0.0.11"
+
+const dnsPort = 53
 
 // resolverClosed says what a container may not ask the engine's resolver: where that asks a resolver from the host
 // (docker.FromHost), no veth sees the query.
@@ -24,26 +29,56 @@ type resolverState struct {
 	ifindex int
 }
 
-// closes is what s closes of resolvers that are asked from the host: each is asked by a protocol only where all of them may be.
-func closes(s policy.Stack, fromHost []netip.Addr) (c resolverClosed) {
+// upstream are the resolvers that an engine was told of when a run of the container began, or may have been: it goes on asking
+// them from the host, whatever the host's resolv.conf says later.
+type upstream struct {
+	Sandbox   string       `json:"sandbox"`
+	Resolvers []netip.Addr `json:"resolvers,omitempty"`
+}
+
+// surroundingsOf is what is known for c now, and was of its resolvers in this run of it; the last thing that was known before it
+// began belongs to that.
+func (a *agent) surroundingsOf(c *container) known {
+	var before []netip.Addr
+	if c.SandboxID != "" && (c.upstream.Sandbox == c.SandboxID || c.upstream.Sandbox == "") {
+		before = c.upstream.Resolvers
+	}
+	k := a.around.of(c.Container, before)
+	if a.around.host != nil {
+		c.upstream = upstream{c.SandboxID, k.fromHost}
+	}
+	return k
+}
+
+// closes is what s closes of resolvers that are asked from the host: each is asked by a protocol only where all of them may be, as
+// often as anybody likes. limited says that a limit is a reason.
+func closes(s policy.Stack, fromHost []netip.Addr) (c resolverClosed, limited bool) {
+	closed := func(proto uint8, a netip.Addr) bool {
+		may, limits := s.LetsAsk(proto, dnsPort, a)
+		limited = limited || limits
+		return !may || limits
+	}
 	for _, a := range fromHost {
-		c.udp = c.udp || !mayAsk(s, "udp", a)
-		c.tcp = c.tcp || !mayAsk(s, "tcp", a)
+		udp, tcp := closed(unix.IPPROTO_UDP, a), closed(unix.IPPROTO_TCP, a)
+		c = resolverClosed{c.udp || udp, c.tcp || tcp}
 	}
-	return c
+	return c, limited
 }
 
-// mayAsk reports whether the container may open a conversation with port 53 of a.
-func mayAsk(s policy.Stack, proto string, a netip.Addr) bool {
-	m, err := policy.ParseMatch("53/" + proto + "@" + a.String())
-	if err != nil {
-		return false
+// whyClosed warns of a resolver that is closed.
+func whyClosed(fromHost []netip.Addr, limited bool) string {
+	who, allow := "the host's resolvers", "allow dns"
+	if slices.Contains(fromHost, somebody) {
+		who, allow = "resolvers that /etc/resolv.conf did not name when the container was seen first", "start it again when that names some"
 	}
-	x, err := s.Explain(policy.Egress, m)
-	return err == nil && (x.Reason == policy.Pass || x.Audited)
+	if limited {
+		allow += " and limit only other ports than 53"
+	}
+	return "the engine asks " + who + " from the host, past every rule and limit: its own at 127.0.0.11 is closed to the container, names of other containers included; " +
+		allow + ", or give the container a resolver with docker run --dns ADDRESS"
 }
 
-// closedFromHost is what c may not ask of the engine's resolver because that would ask it from the host.
+// closedFromHost is what c may not ask of the engine's resolver because that would ask it from the host; it need not have that yet.
 func (c *container) closedFromHost() resolverClosed {
 	if !c.asks || len(c.known.fromHost) == 0 {
 		return resolverClosed{}
@@ -52,7 +87,8 @@ func (c *container) closedFromHost() resolverClosed {
 }
 
 // closeResolverTo is closeResolver by the container's id alone, as soon as it is known what it wants: its first query is held, too,
-// and so is what it asks until somebody finds its namespace. It ends with the agent. Of one in another's network the other's labels hold.
+// and so is what it asks until somebody finds its namespace, or hears that it has joined a network that has the resolver. It outlives
+// the agent. Of one in another's network the other's labels hold.
 func (a *agent) closeResolverTo(c *container) {
 	closed, ifindex := c.closedFromHost(), 0
 	if shares(c.NetworkMode) {
@@ -73,7 +109,10 @@ func (a *agent) closeResolverTo(c *container) {
 // closeResolver puts into force what c may not ask the engine's resolver. What it returns says that a way out is left.
 func (a *agent) closeResolver(c *container, path string, ifindex int) []Interface {
 	a.closeResolverTo(c)
-	want := resolverState{c.want.resolver, path, ifindex}
+	want := resolverState{path: path, ifindex: ifindex}
+	if c.known.hasResolver {
+		want.resolverClosed = c.want.resolver
+	}
 	if !c.want.waits && c.resolver != want {
 		if err := a.kernel.CloseResolver(path, ifindex, want.udp, want.tcp); err != nil {
 			return namesPass("and could not be closed: " + OneLine(err))
@@ -99,7 +138,7 @@ func namesPass(why string) []Interface {
 // CAP_NET_ADMIN in a user namespace of its own it can lay rules in its network namespace that make another destination of what it
 // sends after every program has judged it. Without one of its own nothing holds it (Loophole), and that is said instead.
 func (c *container) reopensResolver() bool {
-	return c.closedFromHost() != (resolverClosed{}) && c.UserNS && (netAdmin(c.Container) || c.known.sharing.NetAdmin)
+	return c.known.hasResolver && c.closedFromHost() != (resolverClosed{}) && c.UserNS && (netAdmin(c.Container) || c.known.sharing.NetAdmin)
 }
 
 // closeResolverEarly closes the engine's resolver to a container before its process runs, where it has to be closed, so that it stays
@@ -108,7 +147,7 @@ func (c *container) reopensResolver() bool {
 func (a *agent) closeResolverEarly(c *container, p *port) bool {
 	closed := c.closedFromHost()
 	switch {
-	case closed == resolverClosed{}:
+	case closed == resolverClosed{} || !c.known.hasResolver:
 		return true
 	case p.NsID < 0:
 		return false

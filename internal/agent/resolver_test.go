@@ -1,10 +1,12 @@
 package agent
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -25,13 +27,64 @@ func TestResolverIsClosed(t *testing.T) {
 		if closed(c) != (resolverClosed{udp: true}) || closed(open) != (resolverClosed{}) {
 			t.Errorf("closed: %+v %+v", closed(c), closed(open))
 		}
-		// The host gets another resolver, and the containers ask it themselves.
-		r.kernel.set(func() { r.kernel.host = &host{resolvers: addrsOf("192.0.2.53")} })
-		r.ring()
-		if closed(c) != (resolverClosed{}) {
-			t.Errorf("closed: %+v", closed(c))
-		}
 	})
+}
+
+// TestResolverOfBefore changes the host's resolv.conf. An engine asks what it was told when a run of the container began.
+func TestResolverOfBefore(t *testing.T) {
+	c, list := box(10, true, "xdp.drop=udp"), box(20, true, "xdp.egress.allow=dns")
+	c.NetworkMode, list.NetworkMode, list.FromHost = "shop", "shop", docker.AllFromHost
+	old := known{fromHost: addrsOf("127.0.0.53")}
+	recorded := Record{ID: c.ID, State: Enforced, Upstream: upstream{c.SandboxID, old.fromHost}}.encode()
+	for name, tc := range map[string]struct {
+		before, after *host
+		record        []byte
+		closed        bool
+	}{
+		"another":                            {&host{resolvers: old.fromHost}, &host{resolvers: addrsOf("192.0.2.53")}, nil, true},
+		"none, while it is written anew":     {&host{resolvers: old.fromHost}, &host{}, nil, true},
+		"none, and what was is as it was":    {&host{resolvers: addrsOf("192.0.2.53")}, &host{}, nil, false},
+		"one on loopback":                    {&host{resolvers: addrsOf("192.0.2.53")}, &host{resolvers: old.fromHost}, nil, true},
+		"before this agent":                  {&host{resolvers: addrsOf("192.0.2.53")}, &host{resolvers: addrsOf("192.0.2.53")}, recorded, true},
+		"before this agent, in another run":  {&host{resolvers: addrsOf("192.0.2.53")}, &host{resolvers: addrsOf("192.0.2.53")}, Record{ID: c.ID, State: Enforced, Upstream: upstream{"x", old.fromHost}}.encode(), false},
+		"never, and nobody has written that": {&host{resolvers: addrsOf("192.0.2.53")}, &host{resolvers: addrsOf("192.0.2.54")}, nil, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inTime(t, []docker.Container{c, list}, func(r *rig) {
+				listBridge(r)
+				r.kernel.host = tc.before
+				if tc.record != nil {
+					r.kernel.records[c.ID] = tc.record
+				}
+			}, func(r *rig) {
+				want := func(when string, c docker.Container, closed bool) {
+					t.Helper()
+					r.kernel.set(func() {
+						if got := r.kernel.resolvers[c.SandboxKey]; got.udp != closed || (r.kernel.askers[c.ID] != asker{}) != closed {
+							t.Errorf("%s: %+v, %+v", when, got, r.kernel.askers[c.ID])
+						}
+					})
+				}
+				r.kernel.set(func() { r.kernel.host = tc.after })
+				r.ring()
+				r.after(resync)
+				want("later", c, tc.closed)
+				want("who may ask what the engine asks", list, false)
+				if got, _ := json.Marshal(r.kernel.record(c.ID).Upstream); tc.closed && !strings.Contains(string(got), "127.0.0.53") {
+					t.Errorf("record %s", got)
+				}
+				r.kernel.set(func() { r.kernel.host = &host{resolvers: addrsOf("192.0.2.55")} })
+				r.after(2 * resync)
+				want("before it is started again", c, tc.closed)
+				again := started(c, 11)
+				again.NetworkMode = "shop"
+				r.kernel.set(func() { r.kernel.namespaces[again.SandboxKey] = r.kernel.namespaces[c.SandboxKey] })
+				r.happens(again, docker.ActionStart)
+				r.after(resync)
+				want("started again", again, false)
+			})
+		})
+	}
 }
 
 // TestResolverOfNewEngines has a resolver that is not on the host's loopback. Only engines that ask it from the host need another's
@@ -53,6 +106,35 @@ func TestResolverOfNewEngines(t *testing.T) {
 			}
 		})
 		r.groups(list, policy.Groups{Resolvers: addrsOf("192.0.2.53")})
+	})
+}
+
+// TestResolverOfOneThatJoins connects containers of the default network, where the engine's resolver is not, to another. It is closed by
+// the container's id before, because nobody has heard of that when the first query is sent.
+func TestResolverOfOneThatJoins(t *testing.T) {
+	closed, list := box(10, true, "xdp.drop=udp"), box(20, true, "xdp.egress.allow=dns")
+	closed.FromHost, list.FromHost = docker.AllFromHost, docker.AllFromHost
+	inTime(t, []docker.Container{closed, list}, func(r *rig) {
+		r.engine.networks = []docker.Network{netOf("192.0.2.0/24", "192.0.2.1"), {ID: strings.Repeat("c", 64)}}
+		r.kernel.host = &host{resolvers: addrsOf("192.0.2.53", "127.0.0.53")}
+	}, func(r *rig) {
+		noUDP := resolverClosed{udp: true}
+		want := func(inside resolverClosed, dns ...string) {
+			t.Helper()
+			r.kernel.set(func() {
+				if !maps.Equal(r.kernel.askers, map[string]asker{closed.ID: {noUDP, 10}}) || r.kernel.resolvers[closed.SandboxKey] != inside || r.kernel.resolvers[list.SandboxKey] != (resolverClosed{}) {
+					t.Errorf("closed to %+v, in %+v", r.kernel.askers, r.kernel.resolvers)
+				}
+			})
+			if warns := strings.Contains(fmt.Sprint(r.kernel.record(closed.ID).Warnings), enginesResolver); warns != inside.udp {
+				t.Errorf("warns: %t", warns)
+			}
+			r.groups(list, policy.Groups{Resolvers: addrsOf(dns...)})
+		}
+		want(resolverClosed{}, "192.0.2.53")
+		r.happens(joined(closed, "new"), docker.ActionConnect)
+		r.happens(joined(list, "new"), docker.ActionConnect)
+		want(noUDP, "127.0.0.53", "192.0.2.53")
 	})
 }
 
@@ -87,15 +169,15 @@ func TestResolverAndNetAdmin(t *testing.T) {
 		server string
 		want   string
 	}{
-		"a user namespace":            {"xdp.drop=all", remapped, nil, "192.0.2.53", past},
-		"and privileged":              {"xdp.drop=all", func(c *docker.Container) { c.UserNS, c.Privileged = true, true }, nil, "192.0.2.53", past},
-		"without the capability":      {"xdp.drop=all", func(c *docker.Container) { c.UserNS = true }, nil, "192.0.2.53", open},
-		"of a joiner":                 {"xdp.drop=all", func(c *docker.Container) { c.UserNS = true }, remapped, "192.0.2.53", past},
-		"a joiner without it":         {"xdp.drop=all", func(c *docker.Container) { c.UserNS = true }, func(*docker.Container) {}, "192.0.2.53", open},
-		"names may be asked":          {"xdp.egress.allow=dns", remapped, nil, "192.0.2.53", open},
-		"no name server":              {"xdp.drop=all", remapped, nil, "", open},
-		"its own name server":         {"xdp.drop=all", func(c *docker.Container) { remapped(c); c.DNS = []string{"192.0.2.53"} }, nil, "192.0.2.53", open},
-		"no user namespace, no holds": {"xdp.drop=all", netAdminToo, nil, "192.0.2.53", open},
+		"a user namespace":             {"xdp.drop=all", remapped, nil, "192.0.2.53", past},
+		"and privileged":               {"xdp.drop=all", func(c *docker.Container) { c.UserNS, c.Privileged = true, true }, nil, "192.0.2.53", past},
+		"without the capability":       {"xdp.drop=all", func(c *docker.Container) { c.UserNS = true }, nil, "192.0.2.53", open},
+		"of a joiner":                  {"xdp.drop=all", func(c *docker.Container) { c.UserNS = true }, remapped, "192.0.2.53", past},
+		"a joiner without it":          {"xdp.drop=all", func(c *docker.Container) { c.UserNS = true }, func(*docker.Container) {}, "192.0.2.53", open},
+		"names may be asked":           {"xdp.egress.allow=dns", remapped, nil, "192.0.2.53", open},
+		"no name server that is known": {"xdp.drop=all", remapped, nil, "", past},
+		"its own name server":          {"xdp.drop=all", func(c *docker.Container) { remapped(c); c.DNS = []string{"192.0.2.53"} }, nil, "192.0.2.53", open},
+		"no user namespace, no holds":  {"xdp.drop=all", netAdminToo, nil, "192.0.2.53", open},
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := box(10, true, tc.label)
@@ -239,5 +321,30 @@ func TestFirstQueryIsClosed(t *testing.T) {
 		want("the first resolver again", map[string]asker{created.ID: {noUDP, 0}})
 		r.happens(created, docker.ActionDestroy)
 		want("destroyed", map[string]asker{})
+	})
+}
+
+// TestResolverOfTheGone: an agent before this one has closed the resolver to containers, of which some are not there any more, and one
+// is not to be filtered any more. An engine that has just begun may list none.
+func TestResolverOfTheGone(t *testing.T) {
+	created, plain, gone := box(7, false, "xdp.drop=udp"), box(8, false), box(9, false, "xdp.drop=udp")
+	created.NetworkMode = "shop"
+	inTime(t, []docker.Container{created, plain}, func(r *rig) {
+		r.kernel.host = &host{resolvers: addrsOf("127.0.0.53")}
+		for _, c := range []docker.Container{created, plain, gone} {
+			r.kernel.askers[c.ID] = asker{resolverClosed{udp: true}, 0}
+		}
+	}, func(r *rig) {
+		want := func(when string, ids ...string) {
+			t.Helper()
+			r.kernel.set(func() {
+				if got := slices.Sorted(maps.Keys(r.kernel.askers)); !slices.Equal(got, ids) {
+					t.Errorf("%s: closed to %v, want %v", when, got, ids)
+				}
+			})
+		}
+		want("at first", created.ID, gone.ID)
+		r.after(ghostLists * resync)
+		want("later", created.ID)
 	})
 }

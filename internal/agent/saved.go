@@ -93,6 +93,13 @@ func (a *agent) forgetOrphans() {
 	if a.session == nil || !a.session.listed {
 		return
 	}
+	// An agent before this one has closed the resolver to containers that may have gone since.
+	known := func(id string) bool {
+		return a.containers[id] != nil || a.session.lists < ghostLists && !a.plain[id]
+	}
+	if err := a.kernel.SweepResolver(known); err != nil {
+		a.log.Warn("cannot open the engine's resolver to containers that are gone", "error", err)
+	}
 	ended := func(text string) bool {
 		r, _ := ParseRecord([]byte(text))
 		return !slices.ContainsFunc(r.Interfaces, func(i Interface) bool { return a.kernel.Filters(i.Ifindex) })

@@ -282,5 +282,5 @@ func (a *agent) outlined(answer docker.Container) {
 		answer.Name = name
 	}
 	c.Container, c.outlined = answer, true
-	a.decide(c, a.around.of(answer))
+	a.decide(c, a.surroundingsOf(c))
 }

@@ -96,14 +96,15 @@ func wanted(c docker.Container, k known, conf config.Config, compile func(policy
 	case w.live && k.missing != "":
 		w.tables, w.waits, w.problem = nil, true, "who is in its groups is not known: "+k.missing
 	}
+	limited := false
 	if len(k.fromHost) > 0 {
-		w.resolver = closes(k.groups.Resolve(stack), k.fromHost)
+		w.resolver, limited = closes(k.withResolver(k.groups).Resolve(stack), k.fromHost)
 	}
 	if w.tables == nil {
 		w.resolver = resolverClosed{true, true}
 	}
-	if w.resolver != (resolverClosed{}) && w.tables != nil {
-		w.warnings = append(w.warnings, "the engine asks the host's resolvers from the host, past every rule: its own at 127.0.0.11 is closed to the container, names of other containers included; allow dns, or give the container a resolver with docker run --dns ADDRESS")
+	if w.resolver != (resolverClosed{}) && w.tables != nil && k.hasResolver {
+		w.warnings = append(w.warnings, whyClosed(k.fromHost, limited))
 	}
 	w.both, w.program = detours(c) || k.sharing.Both, Program(stack)
 	w.pastBoth = netAdmin(c) || c.MayRemap || k.sharing.NetAdmin

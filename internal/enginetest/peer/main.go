@@ -16,6 +16,7 @@
 //	peer many COMMAND... -- COMMAND...      do several of the above at once; prints a JSON list of their
 //	                                        errors, "" for what worked
 //	peer resolve NAME                       ask the resolver of /etc/resolv.conf for the addresses of NAME
+//	peer query NAME                         ask the engine's resolver for NAME without end, whether it is there or not
 //	peer loop-send ADDR:PORT TEXT           send datagrams from the first instruction on, without end
 //	peer beacon [flags] TEXT ADDR:PORT...   the same to several addresses at intervals, by whatever networks there are
 //
@@ -35,7 +36,7 @@ import (
 	"syscall"
 )
 
-var errUsage = errors.New("wrong usage; a command is one of sleep, serve, received, udp-send, tcp-dial, tcp-talk, ping, resolve, many, loop-send, beacon")
+var errUsage = errors.New("wrong usage; a command is one of sleep, serve, received, udp-send, tcp-dial, tcp-talk, ping, resolve, query, many, loop-send, beacon")
 
 func main() {
 	if len(os.Args) == 4 && os.Args[1] == "loop-send" {
@@ -75,6 +76,8 @@ func run(args []string) error {
 		return ping(args)
 	case "resolve":
 		return resolve(args)
+	case "query":
+		return query(args)
 	case "raw":
 		return raw(args)
 	case "past":

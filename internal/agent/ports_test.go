@@ -466,7 +466,7 @@ func TestPortMoves(t *testing.T) {
 			r.port(in(near(7), 5), itsMAC)
 			r.after(600 * time.Millisecond)
 			r.released(7, false) // and looked for at long intervals by now
-			if device != "" { // else its process alone says whose it is
+			if device != "" {    // else its process alone says whose it is
 				r.attaches(itsEnd(c.ID))
 			}
 			r.process(70, 6, c.ID)

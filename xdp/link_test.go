@@ -510,14 +510,23 @@ func TestForget(t *testing.T) {
 	n.wantUDP(false, "the one that is there")
 }
 
+// TestSweepFreesEverything has one of two devices go that have a policy, a conversation table and buckets each. The one that goes has had
+// an identity, which is a policy of its own, and a bridge.
 func TestSweepFreesEverything(t *testing.T) {
 	n := newNetwork(t)
 	dir := bpffs(t)
 	f := open(t, dir)
 	defer f.Close()
 	v := n.veth("host1", "eth1")
-	must(t, f.Attach(n.host.Index, Want{Policy: labelled(t, "xdp.drop=udp"), Mode: Generic}))
-	must(t, f.Attach(v.Index, Want{Policy: labelled(t, "xdp.drop=tcp,1-1000/udp@192.0.2.0/24"), Mode: Generic}))
+	own, err := CompileOwn(nil)
+	must(t, err)
+	stays := Want{Policy: labelled(t, "xdp.drop=udp xdp.ingress.drop=1/tcp xdp.ingress.limit=all=1gbit"), Mode: Generic}
+	goes := Want{
+		Policy: labelled(t, "xdp.drop=tcp,1-1000/udp@192.0.2.0/24 xdp.ingress.drop=1/tcp xdp.ingress.limit=all=1gbit"), Mode: Generic,
+		Own: own, MAC: net.HardwareAddr{0, 0, 0x5e, 0, 0x53, 1}, Bridge: n.host.Index,
+	}
+	must(t, f.Attach(n.host.Index, stays))
+	must(t, f.Attach(v.Index, goes))
 	pinsEach := 2
 	if f.noTCX {
 		pinsEach = 1
@@ -525,6 +534,7 @@ func TestSweepFreesEverything(t *testing.T) {
 	if got := pins(t, dir); len(got) != 2*pinsEach {
 		t.Errorf("pinned links %v", got)
 	}
+	taken(t, f, "both are there", room{devices: 2, policies: 3, identities: 1, bridges: 1, tables: 2, buckets: 2})
 	l, err := netlink.LinkByIndex(v.Index)
 	must(t, err)
 	must(t, netlink.LinkDel(l))
@@ -535,11 +545,31 @@ func TestSweepFreesEverything(t *testing.T) {
 	if got := filtered(f); len(got) != 1 || got[0] != n.host.Index {
 		t.Errorf("devices %v", got)
 	}
-	f.maps.free(time.Now().Add(2 * grace))
-	if len(f.maps.policies) != 1 {
-		t.Errorf("%d policies, want 1", len(f.maps.policies))
+	taken(t, f, "one has gone", room{devices: 1, policies: 3, tables: 1, buckets: 1}) // a program may be reading its policies
+	for id := range f.maps.unused {
+		f.maps.unused[id] = time.Now().Add(-grace)
 	}
+	must(t, sweep(f))
+	taken(t, f, "a grace later", room{devices: 1, policies: 1, tables: 1, buckets: 1})
 	n.wantUDP(false, "the other device")
+}
+
+// room is how much of the maps is in use.
+type room struct{ devices, policies, identities, bridges, tables, buckets int }
+
+// taken compares it with what the next process would read in the kernel.
+func taken(t *testing.T, f *Filter, when string, want room) {
+	t.Helper()
+	p, err := newPool(&f.objs)
+	must(t, err)
+	got := room{len(p.devices), len(p.policies), len(p.identities), len(p.bridges), 0, 0}
+	must(t, readMap(f.objs.States, func(_ uint32, in filterShared) {
+		got.tables += min(1, int(in.State))
+		got.buckets += min(1, int(in.Buckets))
+	}))
+	if s := f.maps.states; got != want || len(s.tables.users) != want.tables || len(s.buckets.users) != want.buckets {
+		t.Errorf("%s: in use are %+v, want %+v; tables %v, buckets %v", when, got, want, s.tables.users, s.buckets.users)
+	}
 }
 
 func TestEqualPoliciesAreShared(t *testing.T) {

@@ -205,6 +205,7 @@ type agent struct {
 	processes    func(proc string, nsids []int) (map[int][]int, error)
 	listOutlets  func(path string) ([]xdp.Outlet, error)
 	attachRest   func(*xdp.Rest) error
+	closeRest    func(*xdp.Rest) error
 	watchHost    func(ctx context.Context, lost func(), changed func(xdp.Change))
 	watchRules   func(ctx context.Context, ring func())
 	watchOthers  func(ctx context.Context, ring func())
@@ -279,6 +280,7 @@ func newAgent(k kernel, h holder, o Options) *agent {
 		processes:   xdp.Processes,
 		listOutlets: xdp.Outlets,
 		attachRest:  (*xdp.Rest).Attach,
+		closeRest:   (*xdp.Rest).Close,
 		readHost:    readHost,
 		readProgram: func(name string) (xdp.Program, error) { return xdp.ReadProgram(o.Programs, name) },
 		watchConfig: func(context.Context) {},

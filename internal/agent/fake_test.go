@@ -54,6 +54,7 @@ type fakeKernel struct {
 	outlets    map[string][]xdp.Outlet // by path of the namespace
 	slow       map[int]bool            // devices whose filters take the kernel long
 	begun      map[*xdp.Rest]int       // by rest, the device
+	refused    map[*xdp.Rest]bool      // what the kernel would not attach
 	rested     map[int]*xdp.Rest       // by device, what was taken
 	hangRest   chan struct{}           // attaching a rest waits
 	called     func(call string)       // told of each call, with mu held
@@ -72,7 +73,7 @@ func newFakeKernel() *fakeKernel {
 		namespaces: map[string][]xdp.Veth{}, attached: map[int]string{}, byHand: map[int]bool{}, foreign: map[int]bool{}, unseen: map[int]uint64{},
 		records: map[string][]byte{}, fail: map[string]error{}, host: &host{}, last: map[int]xdp.Want{},
 		neighbors: map[int][]netip.Addr{}, sure: map[int]bool{}, objects: map[string]xdp.Program{}, resolvers: map[string]resolverClosed{}, lost: map[int]bool{}, askers: map[string]asker{}, outlets: map[string][]xdp.Outlet{}, hold: newFakeHold(),
-		slow: map[int]bool{}, begun: map[*xdp.Rest]int{}, rested: map[int]*xdp.Rest{},
+		slow: map[int]bool{}, begun: map[*xdp.Rest]int{}, refused: map[*xdp.Rest]bool{}, rested: map[int]*xdp.Rest{},
 	}
 }
 
@@ -263,6 +264,7 @@ func (k *fakeKernel) Begin(ifindex int, w xdp.Want) (*xdp.Rest, error) {
 func (k *fakeKernel) attachRest(r *xdp.Rest) error {
 	k.mu.Lock()
 	err, hang := k.call("rest %d", k.begun[r]), k.hangRest
+	k.refused[r] = err != nil
 	k.mu.Unlock()
 	if hang != nil {
 		<-hang
@@ -273,8 +275,16 @@ func (k *fakeKernel) attachRest(r *xdp.Rest) error {
 func (k *fakeKernel) Take(r *xdp.Rest) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.rested[k.begun[r]] = r
+	if !k.refused[r] {
+		k.rested[k.begun[r]] = r
+	}
 	return k.call("take %d", k.begun[r])
+}
+
+func (k *fakeKernel) closeRest(r *xdp.Rest) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.call("close %d", k.begun[r])
 }
 
 func (k *fakeKernel) Forget(ifindexes ...int) error {
@@ -423,7 +433,7 @@ type fakeEngine struct {
 	refuse     error
 	order      []string
 	inspects   map[string]int
-	hang       map[string]chan struct{} // an inspect of this id waits
+	hang       map[string]chan struct{} // an inspect of this id waits; "outline": every outline; "networks": the list, which tells what was so when it began
 	hangList   chan struct{}
 	hangWatch  chan struct{}
 	deaf       chan struct{}    // inspects wait, whatever becomes of who asked, and answer what was so when they began
@@ -484,6 +494,12 @@ func (e *fakeEngine) List(ctx context.Context) ([]docker.Summary, error) {
 
 func (e *fakeEngine) Outline(ctx context.Context, id string) (docker.Container, error) {
 	e.mu.Lock()
+	hang := e.hang["outline"]
+	e.mu.Unlock()
+	if err := waitFor(ctx, hang); err != nil {
+		return docker.Container{}, err
+	}
+	e.mu.Lock()
 	defer e.mu.Unlock()
 	c, ok := e.containers[id]
 	if !ok || e.broken["outline"] != nil {
@@ -504,8 +520,9 @@ func (e *fakeEngine) Attachments(ctx context.Context, networkID string) ([]docke
 
 func (e *fakeEngine) Networks(ctx context.Context) ([]docker.Network, error) {
 	e.mu.Lock()
-	defer e.mu.Unlock()
-	return slices.Clone(e.networks), e.broken["networks"]
+	networks, err, hang := slices.Clone(e.networks), e.broken["networks"], e.hang["networks"]
+	e.mu.Unlock()
+	return networks, cmp.Or(err, waitFor(ctx, hang))
 }
 
 func (e *fakeEngine) Inspect(ctx context.Context, id string) (docker.Container, error) {
@@ -680,7 +697,8 @@ func fakeAgent(k *fakeKernel, o Options) *agent {
 		return links{veths: k, ports: k.hold.list()}, k.fail["veths"]
 	}
 	a.heardMAC = func(xdp.Port) net.HardwareAddr { return nil }
-	a.peerMAC, a.processes, a.listOutlets, a.attachRest = k.hold.mac, k.hold.processes, k.listOutlets, k.attachRest
+	a.peerMAC, a.processes, a.listOutlets = k.hold.mac, k.hold.processes, k.listOutlets
+	a.attachRest, a.closeRest = k.attachRest, k.closeRest
 	a.hairpin = func(xdp.Port) (bool, error) {
 		k.mu.Lock()
 		defer k.mu.Unlock()

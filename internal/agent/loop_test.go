@@ -712,3 +712,23 @@ func TestShutdown(t *testing.T) {
 		r.after(0)
 	})
 }
+
+// TestNumberOfAnothersNamespace ends a container unheard, whose namespace's id the next one's gets: the filter of the first does not come
+// upon the other's veth.
+func TestNumberOfAnothersNamespace(t *testing.T) {
+	c, free := box(10, true, "xdp.drop=udp"), box(20, true)
+	inTime(t, []docker.Container{c, free}, nil, func(r *rig) {
+		r.want(c, enforced10)
+		looked := r.kernel.count("in " + c.SandboxKey)
+		r.after(2 * resync)
+		if n := r.kernel.count("in " + c.SandboxKey); n != looked {
+			t.Errorf("its namespace was opened %d times although nothing has happened", n-looked)
+		}
+		r.kernel.set(func() {
+			delete(r.kernel.namespaces, c.SandboxKey)
+			r.kernel.namespaces[free.SandboxKey][0].NsID = 10
+		})
+		r.after(2 * resync)
+		r.device(20, "")
+	})
+}

@@ -232,32 +232,42 @@ func TestCreateUnheard(t *testing.T) {
 	})
 }
 
-// TestInspectHangs has a start keep the inspect of a container waiting whose policy takes more than an outline.
+// TestInspectHangs has a start keep the inspect of a container waiting whose policy takes more than an outline, or the outline, too, so that
+// nobody knows whether it has one.
 func TestInspectHangs(t *testing.T) {
-	inTime(t, nil, listBridge, func(r *rig) {
-		c := box(7, false, "xdp.egress.allow=neighbors")
-		gate := make(chan struct{})
-		r.engine.set(func() { r.engine.hang[c.ID] = gate })
-		r.happens(c, docker.ActionCreate)
-		r.attaches(itsEnd(c.ID))
-		r.process(70, 5, c.ID)
-		r.port(in(near(7), 5), itsMAC)
-		r.after(4 * time.Second)
-		r.released(7, false)
-		r.device(7, "")
-		r.after(1100 * time.Millisecond)
-		r.released(7, true)
-		r.device(7, "closed")
-		if !r.said("WARN", "what its container wants is not known") {
-			t.Error("not reported")
-		}
-		up := started(c, 7)
-		r.engine.set(func() { r.engine.containers[c.ID] = up })
-		r.plug(up)
-		close(gate)
-		r.after(0)
-		r.want(up, "enforced [bridge enforced 7:open]")
-	})
+	for name, outline := range map[string]bool{"the inspect": false, "both": true} {
+		t.Run(name, func(t *testing.T) {
+			inTime(t, nil, listBridge, func(r *rig) {
+				c := box(7, false, "xdp.egress.allow=neighbors")
+				gate := make(chan struct{})
+				r.engine.set(func() {
+					r.engine.hang[c.ID] = gate
+					if outline {
+						r.engine.hang["outline"] = gate
+					}
+				})
+				r.happens(c, docker.ActionCreate)
+				r.attaches(itsEnd(c.ID))
+				r.process(70, 5, c.ID)
+				r.port(in(near(7), 5), itsMAC)
+				r.after(4 * time.Second)
+				r.released(7, false)
+				r.device(7, "")
+				r.after(1100 * time.Millisecond)
+				r.released(7, true)
+				r.device(7, "closed")
+				if !r.said("WARN", "what its container wants is not known") {
+					t.Error("not reported")
+				}
+				up := started(c, 7)
+				r.engine.set(func() { r.engine.containers[c.ID] = up })
+				r.plug(up)
+				close(gate)
+				r.after(0)
+				r.want(up, "enforced [bridge enforced 7:open]")
+			})
+		})
+	}
 }
 
 func TestNobodySaysWhose(t *testing.T) {
@@ -300,21 +310,63 @@ func TestForeignBridge(t *testing.T) {
 	})
 }
 
-// TestJoinerIsNotTheOwner finds processes of two containers in one namespace: the network knows whose its veth is.
+// TestListedTooEarly has a port come of a network that Docker has just made, while a list is on its way that lacks it: that list does not
+// say that its bridge is nobody's.
+func TestListedTooEarly(t *testing.T) {
+	inTime(t, nil, listBridge, func(r *rig) {
+		early, late := make(chan struct{}), make(chan struct{})
+		r.engine.set(func() { r.engine.hang["networks"] = early })
+		r.engine.emit(docker.ActionNetworks, "")
+		r.after(0)
+		c := box(7, false, "xdp.drop=udp")
+		c.Networks[0] = docker.Endpoint{Network: "shop", Driver: "bridge"}
+		r.happens(c, docker.ActionCreate)
+		shop := docker.Network{ID: "5" + bridge.ID[1:], Name: "shop", Driver: "bridge", Bridge: "shop0"}
+		r.engine.set(func() {
+			r.engine.hang["networks"] = late
+			r.engine.networks = append(r.engine.networks, shop)
+			r.engine.attached[shop.ID] = []docker.Attachment{itsEnd(c.ID)}
+		})
+		r.process(70, 5, c.ID)
+		for index, name := range map[int]string{7: "shop0", 8: "virbr0"} {
+			p := in(near(index), index-2)
+			p.Bridge = name
+			r.port(p, itsMAC)
+		}
+		close(early)
+		r.ring()
+		r.released(7, false)
+		r.released(8, false)
+		close(late)
+		r.after(20 * time.Millisecond)
+		r.released(7, true)
+		r.device(7, "open")
+		r.released(8, true)
+		r.device(8, "")
+	})
+}
+
+// TestJoinerIsNotTheOwner finds processes of two containers in one namespace, or of the one that has joined alone: the network knows
+// whose its veth is.
 func TestJoinerIsNotTheOwner(t *testing.T) {
 	owner, joiner := box(7, false, "xdp.drop=udp"), box(8, false)
 	owner.NetworkMode, owner.Networks, joiner.NetworkMode = "none", nil, "container:"+owner.ID
-	inTime(t, []docker.Container{owner, joiner}, listBridge, func(r *rig) {
-		r.process(70, 5, owner.ID)
-		r.process(80, 5, joiner.ID)
-		r.process(1, 5) // of the host
-		r.port(in(near(7), 5), itsMAC)
-		r.released(7, false)
-		r.attaches(itsEnd(owner.ID))
-		r.after(50 * time.Millisecond)
-		r.released(7, true)
-		r.device(7, "open")
-	})
+	for name, ids := range map[string][]string{"both": {owner.ID, joiner.ID}, "the joiner": {joiner.ID}} {
+		t.Run(name, func(t *testing.T) {
+			inTime(t, []docker.Container{owner, joiner}, listBridge, func(r *rig) {
+				for i, id := range ids {
+					r.process(70+i, 5, id)
+				}
+				r.process(1, 5) // of the host
+				r.port(in(near(7), 5), itsMAC)
+				r.released(7, false)
+				r.attaches(itsEnd(owner.ID))
+				r.after(50 * time.Millisecond)
+				r.released(7, true)
+				r.device(7, "open")
+			})
+		})
+	}
 }
 
 // TestTwoInOneNamespace has processes of two containers in a namespace, of which one has joined the other's: which one is not known
@@ -400,6 +452,81 @@ func TestConnectedWithAnothersMAC(t *testing.T) {
 		}
 		r.released(11, true)
 		if w := last(11); w.MAC.String() != mine.MAC.String() {
+			t.Errorf("judged by MAC %s", w.MAC)
+		}
+	})
+}
+
+// TestPortMoves has a port's other end move into another namespace while it is held: who is there now is found at once.
+func TestPortMoves(t *testing.T) {
+	for label, device := range map[string]string{"xdp.drop=udp": "open", "other=label": ""} {
+		inTime(t, nil, listBridge, func(r *rig) {
+			c := box(7, false, label)
+			r.happens(c, docker.ActionCreate)
+			r.port(in(near(7), 5), itsMAC)
+			r.after(600 * time.Millisecond)
+			r.released(7, false) // and looked for at long intervals by now
+			if device != "" {    // else its process alone says whose it is
+				r.attaches(itsEnd(c.ID))
+			}
+			r.process(70, 6, c.ID)
+			r.port(in(near(7), 6), itsMAC)
+			r.released(7, true)
+			r.device(7, device)
+		})
+	}
+}
+
+// TestPortLeavesItsOwner has the other end of a port that was found in a container's namespace move into another's: that one may have a MAC
+// that the first may not take.
+func TestPortLeavesItsOwner(t *testing.T) {
+	first, second := box(10, true, "xdp.drop=all"), box(20, false, "xdp.drop=25/tcp")
+	inTime(t, []docker.Container{first, second}, listBridge, func(r *rig) {
+		net := docker.Network{ID: joined(first, "net").Networks[1].NetworkID, Name: "net", Driver: "bridge", Bridge: surroundings{}.bridge(joined(first, "net").Networks[1])}
+		r.engine.set(func() { r.engine.networks = append(r.engine.networks, net) })
+		r.plug(joined(first, "net"))
+		p := in(near(11), 10)
+		p.Bridge = net.Bridge
+		r.port(p, itsMAC)
+		r.ring()
+		r.device(11, "open") // by the first's policy, until the network says more
+		r.released(11, false)
+		r.plug(first)
+		r.engine.set(func() { r.engine.attached[net.ID] = []docker.Attachment{itsEnd(second.ID)} })
+		p.NsID = 20
+		r.port(p, itsMAC)
+		r.after(100 * time.Millisecond)
+		r.released(11, true)
+		r.kernel.set(func() {
+			if w := r.kernel.last[11]; w.Policy == r.kernel.last[10].Policy || w.MAC.String() != itsMAC.String() {
+				t.Errorf("judged by MAC %s, by the first's policy: %v", w.MAC, w.Policy == r.kernel.last[10].Policy)
+			}
+		})
+	})
+}
+
+// TestStaleAddresses reconnects a running container to its network while nobody hears of it: what Docker said of it before is not what its new
+// port is judged by when it is released.
+func TestStaleAddresses(t *testing.T) {
+	c := box(10, true, "xdp.drop=udp")
+	c.Networks[0].MAC = net.HardwareAddr{2, 0, 0, 0, 0, 1}
+	inTime(t, []docker.Container{c}, listBridge, func(r *rig) {
+		gate := make(chan struct{})
+		again := c
+		again.Networks = slices.Clone(c.Networks)
+		again.Networks[0].MAC = itsMAC
+		r.engine.set(func() { r.engine.hang[c.ID], r.engine.containers[c.ID] = gate, again })
+		r.engine.cut()
+		r.after(time.Second)
+		r.kernel.set(func() { r.kernel.namespaces[c.SandboxKey][0].Index = 11 })
+		r.port(in(near(11), 10), itsMAC)
+		r.ring()
+		r.device(11, "open")
+		r.released(11, false)
+		close(gate)
+		r.after(0)
+		r.released(11, true)
+		if w := r.kernel.last[11]; w.MAC.String() != itsMAC.String() {
 			t.Errorf("judged by MAC %s", w.MAC)
 		}
 	})

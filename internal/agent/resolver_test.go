@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/vethwall/vethwall/docker"
 	"github.com/vethwall/vethwall/policy"
+	"github.com/vethwall/vethwall/xdp"
 )
 
 func TestResolverIsClosed(t *testing.T) {
@@ -240,6 +242,39 @@ func TestResolverIsClosedEarly(t *testing.T) {
 					t.Errorf("%d namespaces: %v", got, r.kernel.resolvers)
 				}
 			})
+		})
+	}
+}
+
+// TestResolverIsClosedFirst has it closed before the filter is attached, which may take long, where the processes behind a port are known by then.
+// To who may ask, it stays open.
+func TestResolverIsClosedFirst(t *testing.T) {
+	for label, want := range map[string]resolverClosed{"xdp.drop=udp": {udp: true}, "xdp.drop=25/tcp": {}} {
+		inTime(t, nil, func(r *rig) {
+			listBridge(r)
+			r.kernel.host = &host{resolvers: addrsOf("127.0.0.53")}
+		}, func(r *rig) {
+			created := box(7, false, label)
+			created.NetworkMode = "shop"
+			r.happens(created, docker.ActionCreate)
+			path, gate := filepath.Join(r.agent.proc, "70", "ns/net"), make(chan struct{})
+			mac := r.agent.peerMAC
+			r.agent.peerMAC = func(p xdp.Port) net.HardwareAddr { <-gate; return mac(p) } // until the processes are known
+			r.kernel.set(func() {
+				r.kernel.called = func(call string) {
+					if got := r.kernel.resolvers[path]; call == "attach 7" && got != want {
+						t.Errorf("%s: attached while the resolver is %+v", label, got)
+					}
+				}
+			})
+			r.process(70, 5, created.ID)
+			r.attaches(itsEnd(created.ID))
+			r.port(in(near(7), 5), itsMAC)
+			r.released(7, false)
+			close(gate)
+			r.after(0)
+			r.released(7, true)
+			r.device(7, "open")
 		})
 	}
 }

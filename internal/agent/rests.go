@@ -88,7 +88,7 @@ func (a *agent) giveUp(c *container, devices []int) {
 		delete(c.rests, ifindex)
 		if !r.claim() {
 			<-r.done
-			_ = r.Close() // nobody has pinned it: it ends here or with the process
+			_ = a.closeRest(r.Rest) // nobody has pinned it: it ends here or with the process
 		}
 	}
 }

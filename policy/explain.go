@@ -36,27 +36,30 @@ func (s Stack) Explain(dir Direction, m Match) (Explanation, error) {
 }
 
 // LetsAsk reports whether the container may open conversations with a service of peer; where that is the zero Addr, with the
-// service of anybody, whoever it is; and whether a limit holds what it sends there.
-func (s Stack) LetsAsk(proto uint8, service uint16, peer netip.Addr) (may, limited bool) {
+// service of anybody, whoever it is; whether a limit of that port or peer holds what it sends there; and whether one of all or a protocol does.
+func (s Stack) LetsAsk(proto uint8, service uint16, peer netip.Addr) (may, limited, inAll bool) {
 	may = true
 	asked := subject{true, peer, proto, service}
 	for i, source := range s {
-		concerns := func(verb Verb) bool {
+		concerns := func(verb Verb, more func(Match) bool) bool {
 			return slices.ContainsFunc(source.Policy.Rules, func(r Rule) bool {
 				who := r.Match.Peers.hold(peer)
 				if !peer.IsValid() {
 					who = verb == Drop || verb == Limit || r.Match.Peers.Any()
 				}
-				return r.Verb == verb && r.In[Egress] && r.Match.What.holds(asked) && who
+				return r.Verb == verb && r.In[Egress] && r.Match.What.holds(asked) && who && more(r.Match)
 			})
 		}
+		any := func(Match) bool { return true }
+		unaimed := func(m Match) bool { return m.What.Kind != Ports && m.Peers.Any() }
+		aimed := func(m Match) bool { return !unaimed(m) }
 		if s.Audited(i) {
 			continue
 		}
-		may = may && (!concerns(Drop) || concerns(Except)) && (concerns(Allow) || source.Policy.PassesByDefault(Egress))
-		limited = limited || concerns(Limit)
+		may = may && (!concerns(Drop, any) || concerns(Except, any)) && (concerns(Allow, any) || source.Policy.PassesByDefault(Egress))
+		limited, inAll = limited || concerns(Limit, aimed), inAll || concerns(Limit, unaimed)
 	}
-	return may, limited
+	return may, limited, inAll
 }
 
 // limitsOf are the limits that packets of a conversation about asked count against, whichever way they go.

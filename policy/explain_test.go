@@ -89,6 +89,7 @@ func TestLetsAsk(t *testing.T) {
 		{"xdp.drop": "udp"}, {"xdp.egress.drop": "all", "xdp.egress.except": "53/udp@192.0.2.0/24"}, {"xdp.egress.allow": "53/udp,443/tcp"},
 		{"xdp.egress.allow": "53/udp@192.0.2.0/24", "xdp.egress.drop": "192.0.2.53"}, {"xdp.egress.allow": "192.0.2.0/24"},
 		{"xdp.ingress.drop": "all"}, {"xdp.drop": "all", "xdp.mode": "audit"}, {"xdp.egress.drop": "udp@192.0.2.53", "xdp.egress.limit": "53/tcp=1pps"},
+		{"xdp.limit": "all=1mbit"},
 	} {
 		p, _, err := Parse(labels)
 		if err != nil {
@@ -106,13 +107,13 @@ func TestLetsAsk(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				may, limited := s.LetsAsk(number, 53, netip.MustParseAddr(addr))
-				if may != (x.Reason == Pass || x.Audited) || limited != (len(x.Limits) > 0) {
-					t.Errorf("%v: %s of %s: %t, limited %t; explained %+v", labels, proto, addr, may, limited, x)
+				may, limited, inAll := s.LetsAsk(number, 53, netip.MustParseAddr(addr))
+				if may != (x.Reason == Pass || x.Audited) || (limited || inAll) != (len(x.Limits) > 0) || inAll != (labels["xdp.limit"] != "") {
+					t.Errorf("%v: %s of %s: %t, limited %t, %t; explained %+v", labels, proto, addr, may, limited, inAll, x)
 				}
 				all = all && may
 			}
-			if may, _ := s.LetsAsk(number, 53, netip.Addr{}); may != all {
+			if may, _, _ := s.LetsAsk(number, 53, netip.Addr{}); may != all {
 				t.Errorf("%v: %s of anybody: %t", labels, proto, may)
 			}
 		}

@@ -45,6 +45,7 @@ func TestResolverOnTheHostsLoopback(t *testing.T) {
 		{"list-with-dns", []string{"xdp.egress.allow=443/tcp,dns"}, true},
 		{"other-rule", []string{"xdp.drop=25/tcp"}, true},
 		{"limited", []string{"xdp.egress.limit=53/udp=1000pps"}, false},
+		{"limited-as-a-whole", []string{"xdp.egress.limit=all=50mbit"}, true},
 		{"limited-elsewhere", []string{"xdp.egress.limit=54/udp=1pps"}, true},
 		{"audit", []string{"xdp.drop=all", "xdp.mode=audit"}, true},
 		{"wrong", []string{"xdp.drop=upd"}, false},

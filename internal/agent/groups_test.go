@@ -207,11 +207,14 @@ func TestWantedOfGroups(t *testing.T) {
 		{"xdp.drop=udp xdp.mode=audit", stub, true, resolverClosed{}},
 		{"xdp.drop=25/tcp", stub, true, resolverClosed{}},
 		{"xdp.egress.limit=53/udp=1pps", stub, true, resolverClosed{udp: true}},
-		{"xdp.egress.limit=all=1pps", stub, true, resolverClosed{true, true}},
+		{"xdp.egress.limit=all=1pps", stub, true, resolverClosed{}},
+		{"xdp.egress.limit=udp=1pps", stub, true, resolverClosed{}},
+		{"xdp.egress.limit=1-100/udp=1pps", stub, true, resolverClosed{udp: true}},
 		{"xdp.limit=tcp@127.0.0.0/8=1mbit", stub, true, resolverClosed{tcp: true}},
 		{"xdp.egress.limit=dns=1pps", stub, true, resolverClosed{true, true}},
 		{"xdp.egress.limit=udp@192.0.2.0/24=1pps", stub, true, resolverClosed{}},
 		{"xdp.egress.limit=udp@192.0.2.0/24=1pps", unknown, true, resolverClosed{udp: true}},
+		{"xdp.egress.limit=udp=1pps", unknown, true, resolverClosed{}},
 		{"xdp.egress.limit=54/udp=1pps", stub, true, resolverClosed{}},
 		{"xdp.ingress.limit=all=1pps", stub, true, resolverClosed{}},
 		{"xdp.egress.limit=all=1pps xdp.mode=audit", stub, true, resolverClosed{}},
@@ -230,7 +233,11 @@ func TestWantedOfGroups(t *testing.T) {
 	} {
 		tc.k.hasResolver = true
 		w, _ := wanted(box(1, true, strings.Fields(tc.label)...), tc.k, config.Config{}, compile)
-		warns := slices.ContainsFunc(w.warnings, func(s string) bool { return strings.Contains(s, "127.0.0.11") })
+		warns := slices.ContainsFunc(w.warnings, func(s string) bool { return strings.Contains(s, "at 127.0.0.11 is closed") })
+		slips := slices.Contains(w.warnings, slipsPast)
+		if inAll := strings.HasPrefix(tc.label, "xdp.egress.limit=all") || strings.HasPrefix(tc.label, "xdp.egress.limit=udp=1pps"); slips != (inAll && !strings.Contains(tc.label, "audit")) {
+			t.Errorf("%s %+v: that the limit is slipped past is said: %t", tc.label, tc.k, slips)
+		}
 		if (w.tables != nil) != tc.open || w.waits != (tc.k.missing != "" && !tc.open) || w.resolver != tc.resolver || warns != (tc.open && tc.resolver != resolverClosed{}) {
 			t.Errorf("%s %+v: %+v", tc.label, tc.k, w)
 		}

@@ -51,19 +51,22 @@ func (a *agent) surroundingsOf(c *container) known {
 }
 
 // closes is what s closes of resolvers that are asked from the host: each is asked by a protocol only where all of them may be, as
-// often as anybody likes. limited says that a limit is a reason.
-func closes(s policy.Stack, fromHost []netip.Addr) (c resolverClosed, limited bool) {
+// often as anybody likes. limited says that a limit is a reason. A limit of all that is sent, or of a protocol, closes nothing: who sets one does not
+// mean names. slips says that there is one.
+func closes(s policy.Stack, fromHost []netip.Addr) (c resolverClosed, limited, slips bool) {
 	closed := func(proto uint8, a netip.Addr) bool {
-		may, limits := s.LetsAsk(proto, dnsPort, a)
-		limited = limited || limits
+		may, limits, inAll := s.LetsAsk(proto, dnsPort, a)
+		limited, slips = limited || limits, slips || inAll
 		return !may || limits
 	}
 	for _, a := range fromHost {
 		udp, tcp := closed(unix.IPPROTO_UDP, a), closed(unix.IPPROTO_TCP, a)
 		c = resolverClosed{c.udp || udp, c.tcp || tcp}
 	}
-	return c, limited
+	return c, limited, slips
 }
+
+const slipsPast = "the engine asks the host's resolvers from the host, past every limit: what the container asks its own at 127.0.0.11 counts against none; limit port 53 to close it"
 
 // whyClosed warns of a resolver that is closed.
 func whyClosed(fromHost []netip.Addr, limited bool) string {

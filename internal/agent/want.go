@@ -96,15 +96,18 @@ func wanted(c docker.Container, k known, conf config.Config, compile func(policy
 	case w.live && k.missing != "":
 		w.tables, w.waits, w.problem = nil, true, "who is in its groups is not known: "+k.missing
 	}
-	limited := false
+	limited, slips := false, false
 	if len(k.fromHost) > 0 {
-		w.resolver, limited = closes(k.withResolver(k.groups).Resolve(stack), k.fromHost)
+		w.resolver, limited, slips = closes(k.withResolver(k.groups).Resolve(stack), k.fromHost)
 	}
 	if w.tables == nil {
 		w.resolver = resolverClosed{true, true}
 	}
 	if w.resolver != (resolverClosed{}) && w.tables != nil && k.hasResolver {
 		w.warnings = append(w.warnings, whyClosed(k.fromHost, limited))
+	}
+	if slips && w.tables != nil && k.hasResolver && (!w.resolver.udp || !w.resolver.tcp) {
+		w.warnings = append(w.warnings, slipsPast)
 	}
 	w.both, w.program = detours(c) || k.sharing.Both, Program(stack)
 	w.pastBoth = netAdmin(c) || c.MayRemap || k.sharing.NetAdmin

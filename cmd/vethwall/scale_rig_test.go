@@ -120,6 +120,8 @@ type footprint struct {
 	cpu                                 time.Duration
 	rss, peak                           int // KiB
 	fds, threads, pins, devices, tables int
+	policies, shared                    int // shared: the counter blocks that have a table or buckets
+	block                               int // the highest counter block that a device has
 }
 
 func (r *scaleRig) footprint() (u footprint) {
@@ -152,6 +154,16 @@ func (r *scaleRig) footprint() (u footprint) {
 	u.fds, u.pins = len(fds), len(pins)
 	u.devices = r.inMap("devices", func(m *ebpf.Map, key uint32) bool {
 		var entry uint64
+		is := m.Lookup(key, &entry) == nil && entry != 0
+		u.block = max(u.block, int(entry>>48))
+		return is
+	})
+	u.policies = r.inMap("policies", func(m *ebpf.Map, key uint32) bool {
+		entry := make([]byte, m.ValueSize())
+		return m.Lookup(key, &entry) == nil && slices.Max(entry) > 0
+	})
+	u.shared = r.inMap("states", func(m *ebpf.Map, key uint32) bool {
+		var entry uint64
 		return m.Lookup(key, &entry) == nil && entry != 0
 	})
 	u.tables = r.inMap("answered", func(m *ebpf.Map, key uint32) bool {
@@ -182,8 +194,8 @@ func (r *scaleRig) inMap(name string, is func(*ebpf.Map, uint32) bool) (n int) {
 }
 
 func (u footprint) String() string {
-	return fmt.Sprintf("CPU %v, RSS %d MiB, at most %d; %d fds, %d threads, %d pins, %d devices, %d tables",
-		u.cpu, u.rss>>10, u.peak>>10, u.fds, u.threads, u.pins, u.devices, u.tables)
+	return fmt.Sprintf("CPU %v, RSS %d MiB, at most %d; %d fds, %d threads, %d pins, %d devices, %d tables, %d of them in use, %d policies",
+		u.cpu, u.rss>>10, u.peak>>10, u.fds, u.threads, u.pins, u.devices, u.tables, u.shared, u.policies)
 }
 
 // goroutines ends the agent, and returns how many it had: the Go runtime lists them.

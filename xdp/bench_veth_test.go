@@ -136,6 +136,7 @@ func (m *vethRun) targets() []target {
 		m.atLeast("tcx: bulk TCP at least 0.97 of no filter", 0.97, one("tcx"), "none", bulkFigures),
 		m.atLeast("generic: bulk TCP at least 0.97 of the passing program", 0.97, one("generic"), "pass/generic", bulkFigures),
 		m.atLeast("two hooks: bulk TCP at least 0.97 of generic alone", 0.97, []string{bothHooks}, "ours/generic/drop/1", bulkFigures),
+		m.atLeast("guarded: bulk TCP at least 0.97 of generic alone", 0.97, []string{guardedHooks}, "ours/generic/drop/1", bulkFigures),
 		m.atLeast("tcx: request/response at least 0.95 of no filter", 0.95, one("tcx"), "none", requestFigures),
 		m.atLeast("generic: request/response at least 0.95 of no filter", 0.95, one("generic"), "none", requestFigures),
 		m.atLeast("tcx: flood dropped at least 0.95 of nft netdev", 0.95, one("tcx"), "nft/netdev/set/1", flood),

@@ -40,6 +40,7 @@ func walls(r *bridgeRig, f *Filter) []wall {
 		}
 	}
 	out = append(out, wall{bothHooks, false, ours(f, droppedList(r.b, 1), Generic, true)})
+	out = append(out, wall{guardedHooks, false, guardWall(f, droppedList(r.b, 1))})
 	for _, n := range []int{1, 1000} {
 		out = append(out,
 			wall{fmt.Sprintf("nft/netdev/set/%d", n), false, nftNetdevSet(n)},
@@ -53,6 +54,9 @@ func walls(r *bridgeRig, f *Filter) []wall {
 
 // bothHooks is the wall of a container that can get around one hook.
 const bothHooks = "ours/generic+tcx/drop/1"
+
+// guardedHooks is that of one that could combine detours.
+const guardedHooks = "ours/generic+tcx/guarded/drop/1"
 
 func addr4(s string) net.IP { return netip.MustParseAddr(s).AsSlice() }
 
@@ -104,6 +108,28 @@ func holdWall(f *Filter) func(*bridgeRig) {
 			r.b.Fatal(why)
 		}
 		r.atClear(func() {
+			must(r.b, h.rules.remove())
+			h.Close()
+		})
+	}
+}
+
+// guardWall is ours at both hooks, with a bridge that takes only what tc ingress has marked.
+func guardWall(f *Filter, t *Tables) func(*bridgeRig) {
+	return func(r *bridgeRig) {
+		ours(f, t, Generic, true)(r)
+		ports, err := ListPorts()
+		must(r.b, err)
+		h := OpenHold(f, ports)
+		for _, port := range r.ports {
+			if must(r.b, h.Guard(port)); !h.Guarded(port) {
+				r.b.Fatal("the port cannot be guarded")
+			}
+		}
+		r.atClear(func() {
+			for _, port := range r.ports {
+				must(r.b, h.Unguard(port))
+			}
 			must(r.b, h.rules.remove())
 			h.Close()
 		})

@@ -163,8 +163,8 @@ func (r *scaleRig) footprint() (u footprint) {
 		return m.Lookup(key, &entry) == nil && slices.Max(entry) > 0
 	})
 	u.shared = r.inMap("states", func(m *ebpf.Map, key uint32) bool {
-		var entry uint64
-		return m.Lookup(key, &entry) == nil && entry != 0
+		entry := make([]byte, m.ValueSize()) // a table and buckets, and the time of something
+		return m.Lookup(key, &entry) == nil && slices.Max(entry[:8]) > 0
 	})
 	u.tables = r.inMap("answered", func(m *ebpf.Map, key uint32) bool {
 		var id uint32

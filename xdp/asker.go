@@ -200,7 +200,7 @@ func (f *Filter) SweepResolver(known func(id string) bool) error {
 			errs = append(errs, f.CloseResolverTo(id, 0, false, false))
 		}
 	}
-	if f.askers.link != nil && len(f.askers.closed) == 0 {
+	if f.askers.link != nil && f.askers.next == nil && len(f.askers.closed) == 0 {
 		errs = append(errs, f.askers.link.Unpin(), f.askers.ids.Unpin(), os.Remove(askersDir(f.dir)))
 		f.askers.close()
 		f.askers = askers{}

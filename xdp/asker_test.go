@@ -216,3 +216,31 @@ func TestAskersAreTriedAgain(t *testing.T) {
 		t.Errorf("the program is there although nobody needs it: %v", err)
 	}
 }
+
+// TestAskersOfAnotherLayout sweeps before anything is closed anew: what an agent before has closed by a map of another layout stays closed.
+func TestAskersOfAnotherLayout(t *testing.T) {
+	if _, err := hostCgroups(); err != nil {
+		t.Skip(err)
+	}
+	dir := bpffs(t)
+	f := open(t, dir)
+	must(t, f.CloseResolverTo(strings.Repeat("ef", 32), 0, true, true))
+	f.Close()
+	pin := filepath.Join(askersDir(dir), "askers")
+	must(t, os.Remove(pin))
+	m, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Hash, KeySize: 64, ValueSize: 16, MaxEntries: 8})
+	must(t, err)
+	must(t, m.Pin(pin))
+	must(t, m.Close())
+	f = open(t, dir)
+	defer f.Close()
+	must(t, f.SweepResolver(func(string) bool { return true }))
+	if _, err := os.Lstat(askersLink(dir)); err != nil {
+		t.Errorf("before anything was closed anew: %v", err)
+	}
+	must(t, f.Retire())
+	must(t, f.SweepResolver(func(string) bool { return false }))
+	if _, err := os.Lstat(askersLink(dir)); err == nil {
+		t.Error("it stays, and closes to nobody")
+	}
+}

@@ -297,8 +297,13 @@ func Uninstall(dir string) error {
 	if AgentRuns(dir) {
 		return ErrBusy
 	}
-	if err := newRuleset(dir).remove(); err != nil {
+	rules := newRuleset(dir)
+	_, guarded, _, _ := rules.read() // none where there is no table
+	if err := rules.remove(); err != nil {
 		return err
+	}
+	for _, ifindex := range guarded {
+		_ = setLink(ifindex, seesGroups(0)) // it may be gone
 	}
 	if _, err := os.Stat(dir); errors.Is(err, os.ErrNotExist) {
 		return nil

@@ -246,3 +246,21 @@ func (n *bridged) countMarks() func() uint64 {
 		return r.dropped(&nftables.Chain{Table: t, Name: "prerouting"})
 	}
 }
+
+// TestGuardAndProgram gives a guarded port a program of the operator's and takes it away, when one hook is enough by now: tc ingress goes on to mark.
+func TestGuardAndProgram(t *testing.T) {
+	n := newBridged(t)
+	f, h := n.open(bpffs(t))
+	defer f.Close()
+	defer h.Close()
+	p := n.plug("veth0000001", 0)
+	must(t, h.Release(p.Index))
+	tcp := labelled(t, "xdp.drop=tcp")
+	must(t, f.Attach(p.Index, Want{Policy: tcp, BothHooks: true}))
+	must(t, h.Guard(p.Index))
+	must(t, f.Attach(p.Index, Want{Policy: tcp, Program: readProgram(t, programs(t, nil), "udp")}))
+	must(t, f.Attach(p.Index, Want{Policy: tcp}))
+	n.want(p, true, "with no program any more")
+	must(t, f.Attach(p.Index, Want{Policy: labelled(t, "xdp.drop=udp")}))
+	n.want(p, false, "with another policy")
+}

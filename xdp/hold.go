@@ -71,11 +71,15 @@ func OpenHold(f *Filter, ports []Port) *Hold {
 func (h *Hold) install() {
 	known, guarded := h.apart(slices.Collect(maps.Keys(h.known)))
 	if h.why = h.rules.install(known, guarded); h.why != nil {
+		// The table of before stands where the kernel has refused another, and drops what has no mark: the next refresh tries again.
+		if err := h.rules.remove(); err != nil && h.rules.whole() {
+			return
+		}
 		h.inXDP = true
 		clear(h.guards)
 		for ifindex := range h.filter.guarded {
 			delete(h.filter.guarded, ifindex)
-			_ = h.filter.mark(ifindex)
+			_ = errors.Join(h.filter.mark(ifindex), setLink(ifindex, seesGroups(0)))
 		}
 	}
 }

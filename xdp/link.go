@@ -211,7 +211,7 @@ func (f *Filter) hooks(ifindex int, w Want) (out []string) {
 	operators := w.Program != Program{}
 	onlySent := operators || w.Mode == TCX && !w.BothHooks || f.ByHand(ifindex) ||
 		w.Mode == Auto && has(hookSent) && !has(hookXDP) && !has(hookProgram) && !w.BothHooks
-	if onlySent || w.BothHooks || w.Policy.LimitsSent {
+	if onlySent || w.BothHooks || w.Policy.LimitsSent || f.guarded[ifindex] {
 		out = append(out, hookSent)
 	}
 	if operators {

@@ -182,6 +182,13 @@ func (a *agent) reconcile() (again bool) {
 		if err != nil {
 			return false
 		}
+		if l := a.listing; l != nil { // what it brings is older
+			a.listing = nil
+			for _, id := range l.ids {
+				a.dirty[id] = true
+			}
+			host = host || l.host && !a.readingHost
+		}
 		veths = all.veths
 		if sweep {
 			a.sweep, a.swept = false, time.Now()
@@ -280,10 +287,16 @@ func (a *agent) listBeside(host bool) {
 // listed takes in what listBeside has asked for. Whoever has become dirty meanwhile is looked at all the same, and once more with the next list:
 // who makes messages without end keeps nobody from looking.
 func (a *agent) listed(l *listing, all links, err error) {
-	a.listing = nil
+	if a.listing != l {
+		return // a later one was faster
+	}
 	a.sayListed(err)
-	if err != nil {
+	if err != nil { // nobody has looked at those in it until then
 		a.after(time.Second, func() {
+			if a.listing != l {
+				return
+			}
+			a.listing = nil
 			a.hostStale = a.hostStale || l.host
 			for _, id := range l.ids {
 				a.dirty[id] = true
@@ -291,6 +304,7 @@ func (a *agent) listed(l *listing, all links, err error) {
 		})
 		return
 	}
+	a.listing = nil
 	if l.host {
 		a.lookAround(all.links)
 	}

@@ -732,3 +732,75 @@ func TestNumberOfAnothersNamespace(t *testing.T) {
 		r.device(20, "")
 	})
 }
+
+// TestReadyAfterAFailedList has the kernel refuse to list the links beside the loop: who is to be filtered then is waited for.
+func TestReadyAfterAFailedList(t *testing.T) {
+	c := box(10, true, "xdp.drop=udp")
+	var gate chan struct{}
+	inTime(t, []docker.Container{c}, func(r *rig) {
+		listBridge(r)
+		gate = make(chan struct{})
+		r.engine.hang[c.ID] = gate
+	}, func(r *rig) {
+		r.port(near(5), nil) // is held
+		r.after(time.Second)
+		list, fails := r.agent.list, true
+		r.agent.list = func() (links, error) {
+			if fails {
+				return links{}, errGone
+			}
+			return list()
+		}
+		close(gate)
+		r.after(time.Millisecond)
+		if r.readys > 0 || r.kernel.retired > 0 {
+			t.Errorf("ready %d times, retired %d times", r.readys, r.kernel.retired)
+		}
+		r.agent.tell(func() { fails = false })
+		r.after(2 * time.Second)
+		r.want(c, enforced10)
+		if r.readys != 1 {
+			t.Errorf("ready %d times", r.readys)
+		}
+	})
+}
+
+// TestOldListIsLate has a list of before come when a later one has been looked at: what it lacks is not forgotten.
+func TestOldListIsLate(t *testing.T) {
+	c := box(10, true, "xdp.egress.allow=neighbors,53/udp")
+	other := docker.Network{ID: strings.Repeat("c", 64), Name: "other", Driver: "bridge", Bridge: "br-cccccccccccc"}
+	inTime(t, []docker.Container{c}, func(r *rig) { r.engine.networks = []docker.Network{bridge, other} }, func(r *rig) {
+		r.want(c, enforced10)
+		gate, first, list := make(chan struct{}), true, r.agent.list
+		r.agent.list = func() (links, error) {
+			l, err := list()
+			if first {
+				first, l.veths = false, oldVeths{r.kernel, vethsFor(c)}
+				<-gate
+			}
+			return l, err
+		}
+		r.port(near(5), nil)                     // is held
+		r.tells(xdp.Change{Index: 10, NsID: 10}) // so this is listed beside the loop
+		up := joined(c, "other")
+		r.engine.set(func() { r.engine.containers[c.ID] = up })
+		r.kernel.set(func() { r.kernel.namespaces[c.SandboxKey] = vethsFor(up) })
+		r.happens(up, docker.ActionConnect)
+		r.tells(xdp.Change{Index: 11, NsID: 10})
+		r.kernel.hold.set(func() { delete(r.kernel.hold.ports, 5) })
+		r.tells(xdp.Change{Index: 5, Gone: true, NsID: -1}) // and this at once
+		r.after(time.Millisecond)
+		close(gate)
+		r.after(time.Second)
+		r.want(up, "enforced [bridge enforced 10:open] [other enforced 11:open]")
+	})
+}
+
+// oldVeths are those that a namespace had.
+type oldVeths struct {
+	*fakeKernel
+	veths []xdp.Veth
+}
+
+func (o oldVeths) In(string) ([]xdp.Veth, error) { return o.veths, nil }
+func (o oldVeths) With(int) []xdp.Veth           { return o.veths }

@@ -339,6 +339,9 @@ func (a *agent) beat() {
 	a.sayGotPast()
 	if lapsed {
 		a.log.Warn("the agent was stopped for more than 5 s: what came meanwhile was not held; looking at everything")
+		for _, p := range a.held {
+			a.takePrepared(p) // it ends: nothing is held any more
+		}
 		clear(a.held)
 		a.everythingDirty()
 		a.relist()

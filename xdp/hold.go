@@ -184,7 +184,7 @@ func (h *Hold) Arrived(p Port) (held bool, err error) {
 		return false, nil
 	}
 	if h.inXDP {
-		err = h.filter.holdBack(p.Index, hookXDP)
+		err = h.filter.holdAtOnce(p.Index)
 	}
 	return err == nil, err
 }
@@ -194,24 +194,15 @@ func (h *Hold) Arrived(p Port) (held bool, err error) {
 // attach. It has to be given to Filter.Take before anything else is done to the port. The hooks let pass what the hold does. Release takes
 // off what Filter.Attach has not made use of.
 func (h *Hold) Prepare(ifindex int) (*Rest, error) {
-	f := h.filter
-	if h.known[ifindex] || !f.held[ifindex] && f.hooked(ifindex) {
+	if h.known[ifindex] {
 		return nil, nil
 	}
-	if err := f.holdBack(ifindex); err != nil {
-		return nil, err
+	f := h.filter
+	r, err := f.holdBack(ifindex, hookXDP, hookReceived)
+	if r != nil {
+		r.tables = f.maps.states.reserve(min(len(f.held), mostReady))
 	}
-	r := &Rest{
-		ifindex: ifindex, prepares: true, programs: map[string]*ebpf.Program{}, links: map[string]link.Link{},
-		tables: f.maps.states.reserve(min(len(f.held), mostReady)),
-	}
-	if f.links[hookID{ifindex, hookXDP}] == nil {
-		r.programs[hookXDP] = f.objs.VethwallXdp
-	}
-	if f.tcx {
-		r.programs[hookReceived] = f.objs.VethwallReceived
-	}
-	return r, nil
+	return r, err
 }
 
 // Release lets ports send. Those that have a filter keep it.
@@ -313,38 +304,40 @@ var holdPolicy = func() *Tables {
 	return t
 }()
 
-// holdBack puts programs on a device that let only holdPolicy pass. They have no pins, so that they end with this
-// process; Attach gives them some together with a policy. Hooks that a device has are left to whoever attached them.
-func (f *Filter) holdBack(ifindex int, hooks ...string) error {
+// holdBack has a device let only holdPolicy pass, when what it returns has been attached and taken: nil where the device has hooks
+// already, which are left to whoever attached them. The links have no pins, so that they end with this process; Attach
+// gives them some together with a policy.
+func (f *Filter) holdBack(ifindex int, hooks ...string) (*Rest, error) {
 	if !f.held[ifindex] && f.hooked(ifindex) {
-		return nil
+		return nil, nil
 	}
 	if err := f.maps.setPolicy(ifindex, Want{Policy: holdPolicy}, 0); err != nil {
-		return err
+		return nil, err
 	}
 	f.held[ifindex] = true
+	r := &Rest{ifindex: ifindex, prepares: true, programs: map[string]*ebpf.Program{}, links: map[string]link.Link{}}
 	for _, hook := range hooks {
-		id := hookID{ifindex, hook}
-		if f.links[id] != nil {
+		if f.links[hookID{ifindex, hook}] != nil || !isSlot(hook) && !f.tcx {
 			continue
 		}
-		var l link.Link
-		program, err := f.program(hook, Want{})
-		switch {
-		case err != nil:
-		case hook == hookXDP:
-			l, err = attachXDP(ifindex, program, Generic)
-		default:
-			l, err = f.tryTCX(id, program)
-		}
-		if err != nil {
-			return errors.Join(err, f.endHold(ifindex))
-		}
-		if l != nil {
-			f.links[id], f.loose[id] = l, true
+		var err error
+		if r.programs[hook], err = f.program(hook, Want{}); err != nil {
+			return nil, err
 		}
 	}
-	return nil
+	return r, nil
+}
+
+// holdAtOnce holds a device by XDP.
+func (f *Filter) holdAtOnce(ifindex int) error {
+	r, err := f.holdBack(ifindex, hookXDP)
+	if err != nil || r == nil {
+		return err
+	}
+	if err := r.Attach(); err != nil {
+		return errors.Join(err, f.endHold(ifindex))
+	}
+	return f.Take(r)
 }
 
 // endHold takes the hold's programs off, but those that Attach has made a filter of.

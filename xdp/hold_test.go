@@ -97,11 +97,25 @@ func (n *bridged) plug(name string, index int) plug {
 		n.addresses(eth0, p.addr.String(), fmt.Sprintf("2001:db8::%d", 10+len(n.plugs)))
 	})
 	var ok bool
-	if p.Port, ok = PortAt(l.Attrs().Index); !ok {
+	if p.Port, ok = portAt(l.Attrs().Index); !ok {
 		n.t.Fatalf("%s is no port", name)
 	}
 	n.plugs = append(n.plugs, p)
 	return p
+}
+
+// portAt asks for one port; false where there is no such device, or it is no port of a bridge.
+func portAt(ifindex int) (Port, bool) {
+	l, err := netlink.LinkByIndex(ifindex)
+	if err != nil || l.Attrs().MasterIndex == 0 {
+		return Port{}, false
+	}
+	bridge, err := netlink.LinkByIndex(l.Attrs().MasterIndex)
+	if err != nil || bridge.Type() != "bridge" {
+		return Port{}, false
+	}
+	a := l.Attrs()
+	return portOf(hostLink{index: a.Index, name: a.Name, kind: l.Type(), flags: a.RawFlags, master: a.MasterIndex, peer: a.ParentIndex, nsid: a.NetNsID}, bridge.Attrs().Name), true
 }
 
 // in runs f with the thread in a container.
@@ -630,7 +644,7 @@ func TestPeerMAC(t *testing.T) {
 	l, err := netlink.LinkByName("veth0000002")
 	must(t, err)
 	must(t, netlink.LinkSetMaster(l, n.bridge))
-	near, ok := PortAt(l.Attrs().Index)
+	near, ok := portAt(l.Attrs().Index)
 	peer, err := netlink.LinkByName("vethfffffff")
 	must(t, err)
 	if !ok || near.NsID >= 0 || near.Peer != peer.Attrs().Index || near.PeerMAC().String() != peer.Attrs().HardwareAddr.String() {
@@ -641,7 +655,7 @@ func TestPeerMAC(t *testing.T) {
 	if away.NsID < 0 || away.Peer != peer.Attrs().Index || away.PeerMAC().String() != peer.Attrs().HardwareAddr.String() {
 		t.Errorf("%+v, peer %s; want %+v", away, away.PeerMAC(), peer.Attrs())
 	}
-	if bridge, ok := PortAt(n.bridge.Attrs().Index); ok {
+	if bridge, ok := portAt(n.bridge.Attrs().Index); ok {
 		t.Errorf("the bridge is a port: %+v", bridge)
 	}
 }

@@ -45,20 +45,6 @@ func (links Links) Ports() (out []Port) {
 	return out
 }
 
-// PortAt asks for one port; false where there is no such device, or it is no port of a bridge.
-func PortAt(ifindex int) (Port, bool) {
-	l, err := netlink.LinkByIndex(ifindex)
-	if err != nil || l.Attrs().MasterIndex == 0 {
-		return Port{}, false
-	}
-	bridge, err := netlink.LinkByIndex(l.Attrs().MasterIndex)
-	if err != nil || bridge.Type() != "bridge" {
-		return Port{}, false
-	}
-	a := l.Attrs()
-	return portOf(hostLink{index: a.Index, name: a.Name, kind: l.Type(), flags: a.RawFlags, master: a.MasterIndex, peer: a.ParentIndex, nsid: a.NetNsID}, bridge.Attrs().Name), true
-}
-
 func portOf(l hostLink, bridge string) Port {
 	p := Port{Index: l.index, Name: l.name, Bridge: bridge, Master: l.master, NsID: -1, Carrier: l.flags&unix.IFF_LOWER_UP != 0}
 	if l.kind == "veth" {

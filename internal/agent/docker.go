@@ -126,12 +126,17 @@ func (a *agent) later(s *session, f func()) {
 
 // complain warns of an error, once until it changes. It is over with nil.
 func (a *agent) complain(told *string, err error, what string, args ...any) {
+	once(a.log.Warn, told, err, what, args...)
+}
+
+// once has say tell of err, unless it has been told already.
+func once(say func(string, ...any), told *string, err error, what string, args ...any) {
 	text := ""
 	if err != nil {
 		text = err.Error()
 	}
 	if text != *told && err != nil {
-		a.log.Warn(what, append(args, "error", err)...)
+		say(what, append(args, "error", err)...)
 	}
 	*told = text
 }

@@ -227,14 +227,7 @@ func (a *agent) reconcile() (again bool) {
 
 // sayListed tells the log, once, that the host's links cannot be listed: nothing new is filtered then.
 func (a *agent) sayListed(err error) {
-	text := ""
-	if err != nil {
-		text = err.Error()
-	}
-	if err != nil && text != a.listTrouble {
-		a.log.Error("cannot list the host's links; trying again", "error", err)
-	}
-	a.listTrouble = text
+	once(a.log.Error, &a.listTrouble, err, "cannot list the host's links; trying again")
 }
 
 // enforceAll brings containers in line, and keeps those dirty that run while veths is nil.

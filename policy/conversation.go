@@ -57,9 +57,10 @@ func (s Stack) Stateful() bool {
 // Conversations is what the data plane remembers of one container, by the section of that name in docs/packets.md.
 // The zero value remembers nothing yet.
 //
-// Two bounds of the data plane are not modelled: that of conversations that nobody has answered and that of first
+// Three bounds of the data plane are not modelled: that of conversations that nobody has answered and that of first
 // fragments, because which of them the kernel gives up for a new one (an LRU list for each processor) is no
-// promise. What is compared with the data plane must stay well below both.
+// promise, and that room is made once a second at most. What is compared with the data plane must stay well below the
+// first two, and reset the third.
 type Conversations struct {
 	// MaxAnswered bounds the answered conversations; 0 stands for the constant of that name.
 	MaxAnswered int

@@ -110,7 +110,6 @@ func TestDialogues(t *testing.T) {
 			if rnd.IntN(20) == 0 {
 				pause := pauses[rnd.IntN(len(pauses))]
 				m.age(t, pause)
-				mayReclaim(r)
 				now += pause
 			}
 			h := hooks[2]
@@ -126,6 +125,7 @@ func TestDialogues(t *testing.T) {
 				want.From = drawnPorts[rnd.IntN(len(drawnPorts))]
 			}
 			r.from = want.From
+			mayReclaim(r) // the specification does so whenever there is no room
 			v := want.Verdict(stack, step.Dir, step.Frame, now)
 			if got := r.run(h, stack, step.Frame); got != v {
 				t.Fatalf("seed %d: %sstep %d, %s, changed at %d, frame %x from %d among %v\nprogram says %v\nspecification says %v",

@@ -327,10 +327,15 @@ type standing struct {
 	want     Want
 	entry    filterDevice
 	programs map[string]ebpf.ProgramID // by hook
+	asked    time.Time                 // when the kernel has said so last
 }
 
+// askAgain is how long what the kernel says of a link is believed. The events of one start come within that, and each question waits for
+// the lock of all of networking, by which engines make the devices of others.
+const askAgain = time.Second
+
 func (f *Filter) whatStands(ifindex int, w Want) standing {
-	s := standing{want: w, entry: f.maps.devices[ifindex], programs: map[string]ebpf.ProgramID{}}
+	s := standing{want: w, entry: f.maps.devices[ifindex], programs: map[string]ebpf.ProgramID{}, asked: time.Now()}
 	for _, hook := range allHooks {
 		id := hookID{ifindex, hook}
 		if l := f.live(id); l != nil {
@@ -344,9 +349,17 @@ func (f *Filter) whatStands(ifindex int, w Want) standing {
 // programs and pins, and the entry. It is false where that takes a closer look, at filters of clsact for one.
 func (f *Filter) stands(ifindex int, w Want) bool {
 	s, ok := f.standing[ifindex]
-	if !ok || len(s.programs) == 0 || !s.want.equal(w) || f.noTCX || f.held[ifindex] || f.ByHand(ifindex) {
+	if !ok || len(s.programs) == 0 || !s.want.equal(w) || f.noTCX || f.held[ifindex] {
 		return false
 	}
+	if time.Since(s.asked) >= askAgain && !f.asLeft(ifindex, s) {
+		return false
+	}
+	return f.maps.devices[ifindex] == s.entry && f.maps.stands(s.entry)
+}
+
+// asLeft asks the kernel whether the links of a device, their programs and their pins are those that Attach has left.
+func (f *Filter) asLeft(ifindex int, s standing) bool {
 	for hook, program := range s.programs {
 		id := hookID{ifindex, hook}
 		l := f.links[id]
@@ -364,7 +377,9 @@ func (f *Filter) stands(ifindex int, w Want) bool {
 			return false
 		}
 	}
-	return f.maps.devices[ifindex] == s.entry && f.maps.stands(s.entry)
+	s.asked = time.Now()
+	f.standing[ifindex] = s
+	return true
 }
 
 // Lost reports, once, whether Attach or Begin has found that somebody had taken off what judges what a device's container sends.

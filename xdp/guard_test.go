@@ -1,10 +1,13 @@
 package xdp
 
 import (
+	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"os"
 	"os/exec"
+	"strings"
 	"testing"
 	"time"
 
@@ -232,6 +235,56 @@ func TestGuardNeedsBoth(t *testing.T) {
 	inXDP(t, h)
 	not("where rules cannot be")
 	h.Close()
+}
+
+// TestRulesThatCannotBeReplaced has somebody own the table of the hold, so that the kernel refuses another in its place: what stands goes on to
+// want the mark, and gets it.
+func TestRulesThatCannotBeReplaced(t *testing.T) {
+	n := newBridged(t)
+	dir := bpffs(t)
+	f, h := n.open(dir)
+	defer f.Close()
+	defer h.Close()
+	p := n.plug("veth0000001", 0)
+	must(t, h.Release(p.Index))
+	n.takesBothPast(p)
+	want := Want{Policy: labelled(t, "xdp.drop=tcp"), BothHooks: true}
+	must(t, f.Attach(p.Index, want))
+	must(t, h.Guard(p.Index))
+
+	rules, err := exec.Command("nft", "list", "table", "bridge", h.rules.table.Name).Output()
+	must(t, err)
+	must(t, h.rules.remove())
+	owner := exec.Command("nft", "-i") // as long as it runs
+	commands, err := owner.StdinPipe()
+	must(t, err)
+	must(t, owner.Start())
+	defer owner.Process.Kill()
+	_, err = fmt.Fprintln(commands, strings.ReplaceAll(strings.Replace(string(rules), "{", "{ flags owner;", 1), "\n", ";"))
+	must(t, err)
+	for end := time.Now().Add(5 * time.Second); !h.rules.whole(); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("nobody owns the table: %s", rules)
+		}
+	}
+	if _, err := h.Refresh(); !errors.Is(err, unix.EPERM) {
+		t.Fatalf("refresh of somebody's own table: %v", err)
+	}
+	guards := func(when string) {
+		t.Helper()
+		must(t, f.Attach(p.Index, want))
+		if way, _ := h.Way(); way != HeldNFT || !h.Guarded(p.Index) {
+			t.Errorf("%s: held by %s, guarded %t", when, way, h.Guarded(p.Index))
+		}
+		if s, d := n.lanes(p); s != volley || d == 0 || d == volley {
+			t.Errorf("%s: %d arrive straight and %d by the detour", when, s, d)
+		}
+	}
+	guards("refused")
+	must(t, commands.Close())
+	must(t, owner.Wait())
+	must(t, h.Mend())
+	guards("mended")
 }
 
 // countMarks counts what arrives at the host with the guard's mark.

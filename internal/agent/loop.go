@@ -49,10 +49,15 @@ func (a *agent) loop(ctx context.Context) {
 	}
 }
 
-// hear takes in what others have found out meanwhile.
+// hear takes in what others have found out meanwhile. It may be called by what it calls, which then has heard the rest.
 func (a *agent) hear() {
 	for range len(a.news) {
-		(<-a.news)()
+		select {
+		case f := <-a.news:
+			f()
+		default:
+			return
+		}
 	}
 }
 

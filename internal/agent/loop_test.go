@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/vethwall/vethwall/docker"
@@ -761,6 +762,35 @@ func TestReadyAfterAFailedList(t *testing.T) {
 		r.want(c, enforced10)
 		if r.readys != 1 {
 			t.Errorf("ready %d times", r.readys)
+		}
+	})
+}
+
+// TestHearsWhatIsHeardAlready has a list come that was asked for beside the loop, and news after it, while the loop is busy: to look at a container it
+// hears the news, and does not wait for them afterwards.
+func TestHearsWhatIsHeardAlready(t *testing.T) {
+	c := box(10, true, "xdp.drop=udp")
+	inTime(t, []docker.Container{c}, listBridge, func(r *rig) {
+		r.want(c, enforced10)
+		listed, busy, list := make(chan struct{}), make(chan struct{}), r.agent.list
+		r.agent.list = func() (links, error) { <-listed; return list() }
+		r.port(near(5), nil)                     // is held
+		r.tells(xdp.Change{Index: 10, NsID: 10}) // so this is listed beside the loop
+		r.agent.tell(func() { <-busy })
+		close(listed)
+		synctest.Wait()
+		heard := false
+		r.agent.tell(func() { heard = true })
+		close(busy)
+		synctest.Wait()
+		beats := func() (n int) {
+			r.kernel.hold.set(func() { n = r.kernel.hold.beats })
+			return n
+		}
+		before := beats()
+		time.Sleep(3 * heartbeat)
+		if n := beats() - before; n < 2 || !heard {
+			t.Errorf("heard %t, %d heartbeats in 3", heard, n)
 		}
 	})
 }

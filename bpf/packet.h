@@ -19,6 +19,11 @@
 #define NEXTHDR_HIP 139
 #define NEXTHDR_SHIM6 140
 #define PROTO_SCTP 132
+#define SCTP_HEADER 12
+/* Where the checksums stand in their headers (RFC 9293, RFC 768, RFC 9260). */
+#define TCP_CHECKSUM 16
+#define UDP_CHECKSUM 6
+#define SCTP_CHECKSUM 8
 
 /* linux/icmp.h would pull in the C library. */
 #define ICMP_ECHOREPLY 0
@@ -92,6 +97,7 @@ struct packet {
 	__u32 bytes; /* their layer 2 bytes */
 	__u16 sport; /* host byte order; of an ICMP echo the identifier, of other ICMP 0 */
 	__u16 dport; /* of an ICMP echo 0, of other ICMP the type */
+	__u16 transport; /* where its transport header begins, in bytes from the begin of the frame; 0 is not known */
 	__u8 family; /* 4, 6, or 0 when there are no addresses */
 	__u8 proto;
 	__u8 direction;
@@ -229,6 +235,7 @@ static __always_inline void read_transport(struct cursor *c, struct packet *p, _
 	__u8 *header;
 
 	p->proto = proto;
+	p->transport = offset(c);
 	if (proto == IPPROTO_TCP) {
 		header = take(c, r == READ_QUOTE ? 4 : 20);
 		if (header && r == READ_FRAME) {
@@ -251,7 +258,7 @@ static __always_inline void read_transport(struct cursor *c, struct packet *p, _
 			return;
 		}
 	} else if (proto == PROTO_SCTP) {
-		header = take(c, r == READ_QUOTE ? 4 : 12);
+		header = take(c, r == READ_QUOTE ? 4 : SCTP_HEADER);
 		if (header)
 			return read_ports(p, proto, (__be16 *)header);
 	} else if ((p->family == 4 && proto == IPPROTO_ICMP) ||

@@ -4,6 +4,7 @@
  * where XDP is not the hook or not enough.
  */
 
+#include "checksum.h"
 #include "limit.h"
 #include "neighbor.h"
 #include "stamp.h"
@@ -102,10 +103,16 @@ static __always_inline struct verdict judge_skb(struct __sk_buff *skb, const str
 	__u32 cell = d == EGRESS ? take_stamp(skb) : 0;
 	struct verdict v = verdict_of(cell, 0);
 	__u32 limits = policy->flags & POLICY_LIMITS << d;
+	__u32 checksum = d == EGRESS ? find_checksum(skb) : 0;
 
-	if (cell && v.reason == REASON_PASS && !limits && !(policy->flags & POLICY_LOG_PASSES))
+	if (checksum && is_usual_checksum(skb, checksum))
+		checksum = 0;
+	if (!checksum && cell && v.reason == REASON_PASS && !limits &&
+	    !(policy->flags & POLICY_LOG_PASSES))
 		return v;
 	read_skb(skb, d, p);
+	if (checksum && !is_checksum_of(p, checksum))
+		return verdict_of(cell_for(policy, REASON_BAD_HEADER), 0);
 	if (!cell && d == EGRESS)
 		v = verdict_of(cell_for(policy, antispoof(find_identity(device), p)), 0);
 	else if (d == INGRESS)

@@ -43,9 +43,10 @@ type Container struct {
 	NetworkMode string
 	Networks    []Endpoint // sorted by network name
 
-	CapAdd     []string // upper case, without CAP_; "ALL" stands for every one
-	Privileged bool
-	Runtime    string // "runc", "io.containerd.kata.v2", ...; the engine's default where none was named
+	// Upper case, without CAP_; "ALL" stands for every one.
+	CapAdd, CapDrop []string
+	Privileged      bool
+	Runtime         string // "runc", "io.containerd.kata.v2", ...; the engine's default where none was named
 	// MayRun are the runtimes that it may have, and MayRemap says that UserNS may be true, where Docker has only outlined it.
 	MayRun   []string
 	MayRemap bool
@@ -128,8 +129,13 @@ func snapshot(r container.InspectResponse) Container {
 		out.Running, out.Pid = true, s.Pid
 		out.StartedAt, _ = time.Parse(time.RFC3339Nano, s.StartedAt)
 	}
-	for _, name := range h.CapAdd {
-		out.CapAdd = append(out.CapAdd, strings.TrimPrefix(strings.ToUpper(name), "CAP_"))
+	out.CapAdd, out.CapDrop = capabilities(h.CapAdd), capabilities(h.CapDrop)
+	return out
+}
+
+func capabilities(names []string) (out []string) {
+	for _, name := range names {
+		out = append(out, strings.TrimPrefix(strings.ToUpper(name), "CAP_"))
 	}
 	return out
 }

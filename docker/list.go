@@ -54,7 +54,7 @@ func summary(s container.Summary) Summary {
 }
 
 // Outline is Inspect for a container that is about to run: it is answered at once even while the container starts, and
-// says nothing of HostConfig (CapAdd, Privileged, Runtime, UserNS, DNS, Published), of Image, process and sandbox.
+// says nothing of HostConfig (CapAdd, CapDrop, Privileged, Runtime, UserNS, DNS, Published), of Image, process and sandbox.
 func (c *Client) Outline(ctx context.Context, id string) (Container, error) {
 	all, err := c.api.ContainerList(ctx, container.ListOptions{All: true, Filters: filters.NewArgs(filters.Arg("id", id))})
 	if err != nil {

@@ -213,10 +213,7 @@ func TryCloseResolverTo() error {
 	if _, err := hostCgroups(); err != nil {
 		return err
 	}
-	if _, err := os.Stat("/sys/kernel/btf/vmlinux"); err != nil {
-		return fmt.Errorf("the kernel does not say how its structures are laid out: %w", err)
-	}
-	return nil
+	return HasLayouts()
 }
 
 func (a *askers) close() {

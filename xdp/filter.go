@@ -159,8 +159,26 @@ func (f *Filter) loadInto(spec *ebpf.CollectionSpec) error {
 	for _, m := range spec.Maps {
 		m.Pinning = ebpf.PinByName
 	}
-	if err := spec.LoadAndAssign(&f.objs, &ebpf.CollectionOptions{Maps: ebpf.MapOptions{PinPath: mapsDir(f.dir, spec)}}); err != nil {
+	options := &ebpf.CollectionOptions{Maps: ebpf.MapOptions{PinPath: mapsDir(f.dir, spec)}}
+	if HasLayouts() != nil {
+		none, err := btf.NewBuilder(nil, nil)
+		if err != nil {
+			return err
+		}
+		if options.Programs.KernelTypes, err = none.Spec(); err != nil { // then the programs look at none
+			return err
+		}
+	}
+	if err := spec.LoadAndAssign(&f.objs, options); err != nil {
 		return fmt.Errorf("load the filter: %w", err)
+	}
+	return nil
+}
+
+// HasLayouts says why the kernel does not say how its structures are laid out (BTF), nil where it does.
+func HasLayouts() error {
+	if _, err := os.Stat("/sys/kernel/btf/vmlinux"); err != nil {
+		return fmt.Errorf("the kernel does not say how its structures are laid out: %w", err)
 	}
 	return nil
 }

@@ -189,17 +189,24 @@ func (h *Hold) Arrived(p Port) (held bool, err error) {
 	return err == nil, err
 }
 
-// Prepare is for a port that is held: what it returns attaches the hooks that most filters need, and makes a conversation table ready, so that
-// Filter.Attach has only a policy to write: each takes the kernel 8 ms and more, with the lock that all of networking has. nil: there is nothing to
-// attach. It has to be given to Filter.Take before anything else is done to the port. The hooks let pass what the hold does. Release takes
+// Prepare is for a port that is held: what it returns attaches XDP and those hooks at tcx that its filter will need, and makes a conversation table
+// ready, so that Filter.Attach has only a policy to write: each takes the kernel 8 ms and more, with the lock that all of networking has. nil: there
+// is nothing to attach. It has to be given to Filter.Take before anything else is done to the port. The hooks let pass what the hold does. Release takes
 // off what Filter.Attach has not made use of.
-func (h *Hold) Prepare(ifindex int) (*Rest, error) {
+func (h *Hold) Prepare(ifindex int, sent, received bool) (*Rest, error) {
 	if h.known[ifindex] {
 		return nil, nil
 	}
 	f := h.filter
-	r, err := f.holdBack(ifindex, hookXDP, hookReceived)
-	if r != nil {
+	hooks := []string{hookXDP}
+	if sent {
+		hooks = append(hooks, hookSent)
+	}
+	if received {
+		hooks = append(hooks, hookReceived)
+	}
+	r, err := f.holdBack(ifindex, hooks...)
+	if r != nil && received {
 		r.tables = f.maps.states.reserve(min(len(f.held), mostReady))
 	}
 	return r, err
@@ -343,7 +350,7 @@ func (f *Filter) holdAtOnce(ifindex int) error {
 // endHold takes the hold's programs off, but those that Attach has made a filter of.
 func (f *Filter) endHold(ifindex int) error {
 	var errs []error
-	for _, hook := range []string{hookXDP, hookReceived} {
+	for _, hook := range []string{hookXDP, hookSent, hookReceived} {
 		id := hookID{ifindex, hook}
 		_, err := os.Lstat(f.pin(id))
 		if l := f.links[id]; l != nil && f.loose[id] && err != nil {

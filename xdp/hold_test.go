@@ -179,7 +179,7 @@ func (n *bridged) open(dir string) (*Filter, *Hold) {
 // prepare has the hooks and the table of a port made ready, and taken.
 func prepare(t *testing.T, f *Filter, h *Hold, p plug) {
 	t.Helper()
-	r, err := h.Prepare(p.Index)
+	r, err := h.Prepare(p.Index, true, true)
 	must(t, err)
 	if r == nil {
 		return
@@ -569,7 +569,7 @@ func TestPreparedTooLate(t *testing.T) {
 	defer h.Close()
 	released, gone := n.plug("veth0000001", 0), n.plug("veth0000002", 700)
 	for _, p := range []plug{released, gone} {
-		r, err := h.Prepare(p.Index)
+		r, err := h.Prepare(p.Index, true, true)
 		must(t, err)
 		if len(f.maps.states.coming) > 2 {
 			t.Errorf("%d tables are being made for two ports", len(f.maps.states.coming))

@@ -80,6 +80,9 @@ type Want struct {
 	// Mode is where what the container sends is judged first. BothHooks: and at tc ingress what comes past XDP.
 	Mode      Mode
 	BothHooks bool
+	// Raw: the container may send frames of its own making, of which the kernel writes a part after XDP (bpf/checksum.h); tc ingress looks
+	// which.
+	Raw bool
 	// Program has the XDP slot, and the policy judges at tc ingress what it passes.
 	Program Program
 	// Siblings are the container's other devices: they share its conversations and the buckets of its limits.
@@ -211,7 +214,7 @@ func (f *Filter) hooks(ifindex int, w Want) (out []string) {
 	operators := w.Program != Program{}
 	onlySent := operators || w.Mode == TCX && !w.BothHooks || f.ByHand(ifindex) ||
 		w.Mode == Auto && has(hookSent) && !has(hookXDP) && !has(hookProgram) && !w.BothHooks
-	if onlySent || w.BothHooks || w.Policy.LimitsSent || f.guarded[ifindex] {
+	if onlySent || w.BothHooks || w.Raw || w.Policy.LimitsSent || f.guarded[ifindex] {
 		out = append(out, hookSent)
 	}
 	if operators {
@@ -390,7 +393,7 @@ func (f *Filter) Lost(ifindex int) bool {
 }
 
 func (w Want) equal(o Want) bool {
-	return w.Policy == o.Policy && w.Own == o.Own && bytes.Equal(w.MAC, o.MAC) && w.Mode == o.Mode && w.BothHooks == o.BothHooks &&
+	return w.Policy == o.Policy && w.Own == o.Own && bytes.Equal(w.MAC, o.MAC) && w.Mode == o.Mode && w.BothHooks == o.BothHooks && w.Raw == o.Raw &&
 		w.Program == o.Program && w.Bridge == o.Bridge && slices.Equal(w.Siblings, o.Siblings)
 }
 

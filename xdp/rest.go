@@ -113,5 +113,8 @@ func (f *Filter) Take(r *Rest) error {
 		f.links[id] = l
 		delete(r.links, hook)
 	}
+	if r.prepares && f.held[r.ifindex] && f.Both(r.ifindex) { // each would count what passes
+		return errors.Join(f.mark(r.ifindex), r.Close())
+	}
 	return r.Close()
 }

@@ -227,7 +227,7 @@ func (r *scaleRig) wear(n int, labels map[string]string) {
 	}
 }
 
-// bareTCX is how long the kernel takes to attach a program at tcx to the ports of containers, one after the other.
+// bareTCX is how long the kernel takes to attach a program at tcx to the ports of containers, both ways, one after the other.
 func (r *scaleRig) bareTCX(n int) (all time.Duration, each []time.Duration) {
 	r.t.Helper()
 	indexes := r.indexes(n)
@@ -240,14 +240,16 @@ func (r *scaleRig) bareTCX(n int) (all time.Duration, each []time.Duration) {
 		}
 		defer p.Close()
 		began := time.Now()
-		for _, index := range indexes {
-			at := time.Now()
-			l, err := link.AttachTCX(link.TCXOptions{Interface: index, Program: p, Attach: ebpf.AttachTCXEgress})
-			if err != nil {
-				return err
+		for _, way := range []ebpf.AttachType{ebpf.AttachTCXIngress, ebpf.AttachTCXEgress} {
+			for _, index := range indexes {
+				at := time.Now()
+				l, err := link.AttachTCX(link.TCXOptions{Interface: index, Program: p, Attach: way})
+				if err != nil {
+					return err
+				}
+				defer l.Close()
+				each = append(each, time.Since(at))
 			}
-			defer l.Close()
-			each = append(each, time.Since(at))
 		}
 		all = time.Since(began)
 		return nil

@@ -10,9 +10,9 @@ import (
 	"github.com/vethwall/vethwall/internal/enginetest"
 )
 
-// Labels of simulated containers: what takes generic XDP alone, and what takes tcx and a table of conversations, too.
+// Labels of simulated containers: what takes generic XDP alone, and what takes tcx both ways and a table of conversations, too.
 var (
-	scaleLight = map[string]string{"xdp.enable": "true", "com.docker.compose.project": "shop"}
+	scaleLight = map[string]string{"xdp.enable": "true", enginetest.CapDrop: "NET_RAW", "com.docker.compose.project": "shop"}
 	scaleHeavy = map[string]string{"xdp.egress.allow": "internet,dns", "com.docker.compose.project": "shop"}
 	scaleWrong = map[string]string{"xdp.drop": "upd"}
 )
@@ -39,17 +39,17 @@ func TestScale(t *testing.T) {
 	began := r.spawn()
 	r.overtakes(n)
 	cold := r.awaitReady(began)
-	u := r.stands(n, 2)
+	u := r.stands(n, 3)
 	if len(each) > 0 {
 		t.Logf("cold start with tcx: %v, %.2f times the kernel's own %v (%s); %v", cold, float64(cold)/float64(kernels), kernels, quantiles(each), u)
 	}
 	r.EndAgent(syscall.SIGKILL)
-	t.Logf("adopted: %v; %v", r.start(), r.stands(n, 2))
+	t.Logf("adopted: %v; %v", r.start(), r.stands(n, 3))
 	if d := times(0, 31); d > 0 {
 		r.idle(time.Duration(d) * time.Second)
 	}
 	r.starts(n, times(10, 300))
-	r.stands(n, 2)
+	r.stands(n, 3)
 	if g := r.goroutines(); g > 200 {
 		t.Errorf("%d goroutines", g)
 	}

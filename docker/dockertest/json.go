@@ -129,7 +129,7 @@ func inspect(c docker.Container) object {
 		"State":           object{"Status": map[bool]string{true: "running", false: "exited"}[c.Running], "Running": c.Running, "Pid": c.Pid, "StartedAt": c.StartedAt.Format(time.RFC3339Nano)},
 		"NetworkSettings": object{"SandboxID": c.SandboxID, "SandboxKey": c.SandboxKey, "Networks": networks(c)},
 		"HostConfig": object{
-			"NetworkMode": c.NetworkMode, "CapAdd": c.CapAdd, "Privileged": c.Privileged, "Runtime": c.Runtime,
+			"NetworkMode": c.NetworkMode, "CapAdd": c.CapAdd, "CapDrop": c.CapDrop, "Privileged": c.Privileged, "Runtime": c.Runtime,
 			"UsernsMode": userns, "Dns": c.DNS, "PortBindings": bindings,
 		},
 	}

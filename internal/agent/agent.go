@@ -193,25 +193,27 @@ type container struct {
 }
 
 type agent struct {
-	kernel       kernel
-	hold         holder
-	log          *slog.Logger
-	ready        func() // nil once it was called
-	connect      func(context.Context) (Engine, error)
-	list         func() (links, error)
-	peerMAC      func(xdp.Port) net.HardwareAddr // asks the kernel
-	heardMAC     func(xdp.Port) net.HardwareAddr // nil where nothing was heard
-	hairpin      func(xdp.Port) (bool, error)
-	processes    func(proc string, nsids []int) (map[int][]int, error)
-	listOutlets  func(path string) ([]xdp.Outlet, error)
-	attachRest   func(*xdp.Rest) error
-	closeRest    func(*xdp.Rest) error
-	watchHost    func(ctx context.Context, lost func(), changed func(xdp.Change))
-	watchRules   func(ctx context.Context, ring func())
-	watchOthers  func(ctx context.Context, ring func())
-	watchConfig  func(ctx context.Context)
-	readHost     func(xdp.Links) (*host, error)
-	readProgram  func(name string) (xdp.Program, error)
+	kernel      kernel
+	hold        holder
+	log         *slog.Logger
+	ready       func() // nil once it was called
+	connect     func(context.Context) (Engine, error)
+	list        func() (links, error)
+	peerMAC     func(xdp.Port) net.HardwareAddr // asks the kernel
+	heardMAC    func(xdp.Port) net.HardwareAddr // nil where nothing was heard
+	hairpin     func(xdp.Port) (bool, error)
+	processes   func(proc string, nsids []int) (map[int][]int, error)
+	listOutlets func(path string) ([]xdp.Outlet, error)
+	attachRest  func(*xdp.Rest) error
+	closeRest   func(*xdp.Rest) error
+	watchHost   func(ctx context.Context, lost func(), changed func(xdp.Change))
+	watchRules  func(ctx context.Context, ring func())
+	watchOthers func(ctx context.Context, ring func())
+	watchConfig func(ctx context.Context)
+	readHost    func(xdp.Links) (*host, error)
+	readProgram func(name string) (xdp.Program, error)
+	// noLayouts says why the filter cannot look at checksums (xdp.HasLayouts), nil where it can.
+	noLayouts    error
 	detachByHand func(ifindex int) error
 	proc         string
 
@@ -289,8 +291,8 @@ func newAgent(k kernel, h holder, o Options) *agent {
 		},
 		watchRules:   func(ctx context.Context, ring func()) { xdp.WatchRules(ctx, o.Log, ring) },
 		watchOthers:  func(ctx context.Context, ring func()) { xdp.WatchOthers(ctx, o.Log, ring, ends) },
-		detachByHand: func(ifindex int) error { return xdp.DetachByHand(o.Dir, ifindex) },
-		containers:   map[string]*container{}, records: map[string]string{}, dirty: map[string]bool{}, touched: newTouched(), compiled: map[string][]compiled{}, hostStale: true,
+		detachByHand: func(ifindex int) error { return xdp.DetachByHand(o.Dir, ifindex) }, noLayouts: xdp.HasLayouts(),
+		containers: map[string]*container{}, records: map[string]string{}, dirty: map[string]bool{}, touched: newTouched(), compiled: map[string][]compiled{}, hostStale: true,
 		plain: map[string]bool{}, held: map[int]*port{}, attaching: map[string]bool{}, outlining: map[string]bool{},
 		ports: map[int]xdp.Port{}, nameless: map[int]time.Time{}, guarded: map[string]bool{}, asked: map[int]bool{},
 		lane: make(chan *leftover, laneDepth), news: make(chan func(), 64), slots: make(chan struct{}, inspectors), bell: make(chan struct{}, 1), ended: make(chan struct{}),

@@ -220,7 +220,7 @@ func indexes(veths []xdp.Veth) (out []int) {
 
 // attach puts the policy of c into force on i, a port of a bridge unless that is "", or closes it. An error means that neither was possible.
 func (a *agent) attach(c *container, i *Interface, bridge string, siblings []int) error {
-	want := xdp.Want{Policy: c.want.tables, Mode: c.want.mode, BothHooks: c.want.both, Program: c.object.program, Siblings: siblings}
+	want := xdp.Want{Policy: c.want.tables, Mode: c.want.mode, BothHooks: c.want.both, Raw: c.want.raw, Program: c.object.program, Siblings: siblings}
 	if err := a.identify(c, i, &want); err != nil {
 		return a.shut(c, i, OneLine(err))
 	}
@@ -290,6 +290,8 @@ func (a *agent) attached(c *container, ifindex int) (State, string) {
 		return Partial, "what it sends can get around one hook, by CAP_NET_ADMIN or as its runtime or a joiner's is wired, and another program has the XDP slot; see bpftool net"
 	case c.want.pastBoth && c.want.holds && !a.hold.Guarded(ifindex):
 		return Partial, "by CAP_NET_ADMIN what it sends can get around both hooks at once, and nftables cannot guard its port; see vethwall doctor"
+	case c.want.raw && a.noLayouts != nil:
+		return Partial, "by CAP_NET_RAW it can have the kernel change what it sends after its filter, and " + OneLine(a.noLayouts) + "; start it with --cap-drop NET_RAW"
 	case c.want.audits:
 		return Audit, ""
 	}

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"fmt"
 	"net"
 	"slices"
 	"sync"
@@ -18,7 +19,7 @@ type fakeHold struct {
 	way      xdp.Held
 	unseen   uint64 // of a port that an XDP program holds
 	beats    int
-	prepared []int
+	prepared []string
 	rest     *xdp.Rest // what prepares a port
 	lapsed   bool
 	fail     map[string]error
@@ -69,10 +70,10 @@ func (h *fakeHold) Unseen(ifindex int) (uint64, bool) {
 	return h.unseen, port && !h.released[ifindex]
 }
 
-func (h *fakeHold) Prepare(ifindex int) (*xdp.Rest, error) {
+func (h *fakeHold) Prepare(ifindex int, sent, received bool) (*xdp.Rest, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.prepared = append(h.prepared, ifindex)
+	h.prepared = append(h.prepared, fmt.Sprintf("%d sent %t received %t", ifindex, sent, received))
 	return h.rest, h.fail["prepare"]
 }
 

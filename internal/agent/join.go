@@ -17,7 +17,9 @@ type sharing struct {
 	// Both: what comes out of the network may get around one hook.
 	Both bool `json:"both"`
 	// NetAdmin: one of them may configure the network namespace.
-	NetAdmin bool   `json:"net_admin,omitempty"`
+	NetAdmin bool `json:"net_admin,omitempty"`
+	// Raw: one of them may send frames of its own making.
+	Raw      bool   `json:"raw,omitempty"`
 	Loophole string `json:"loophole,omitempty"` // see Loophole
 }
 
@@ -65,6 +67,7 @@ func (s surroundings) sharedWith(c docker.Container) (out sharing) {
 		}
 		out.Both = out.Both || detours(j)
 		out.NetAdmin = out.NetAdmin || netAdmin(j)
+		out.Raw = out.Raw || sendsRaw(j)
 		if capability, how, options := overrides(j); capability != "" {
 			why := fmt.Sprintf("container %s shares its network and has %s, so no filter on the veth holds it: %s; start that one without %s, and restart this one",
 				j.Name, capability, how, options)
@@ -95,9 +98,10 @@ func (c *container) sharedIn(now sharing) sharing {
 	if c.stay.Sandbox == c.SandboxID {
 		now.Both = now.Both || c.stay.Both
 		now.NetAdmin = now.NetAdmin || c.stay.NetAdmin
+		now.Raw = now.Raw || c.stay.Raw
 		now.Loophole = cmp.Or(c.stay.Loophole, now.Loophole)
 	}
-	if c.stay = (stay{}); now.Both && c.SandboxID != "" {
+	if c.stay = (stay{}); now != (sharing{}) && c.SandboxID != "" {
 		c.stay = stay{c.SandboxID, now}
 	}
 	return now

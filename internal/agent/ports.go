@@ -16,7 +16,7 @@ type holder interface {
 	Arrived(xdp.Port) (held bool, err error)
 	Known(ifindex int) bool
 	Unseen(ifindex int) (packets uint64, held bool)
-	Prepare(ifindex int) (*xdp.Rest, error)
+	Prepare(ifindex int, sent, received bool) (*xdp.Rest, error)
 	Release(ifindexes ...int) error
 	Forget(ifindexes ...int) error
 	Refresh() (lapsed bool, err error)
@@ -201,7 +201,7 @@ func (a *agent) prepare(p *port, c *container) {
 		return
 	}
 	p.prepared = true
-	r, err := a.hold.Prepare(p.Index)
+	r, err := a.hold.Prepare(p.Index, c.want.both || c.want.raw, c.want.tables.Receives)
 	if err != nil || r == nil {
 		a.cannotPrepare(p, err)
 		return
@@ -238,7 +238,7 @@ func (a *agent) cannotPrepare(p *port, err error) {
 
 // usual reports whether the filter of a container takes what the hold can prepare.
 func usual(c *container) bool {
-	return c.want.tables != nil && c.want.tables.Receives && c.want.mode == xdp.Auto && !c.want.both && c.want.program == ""
+	return c.want.tables != nil && (c.want.tables.Receives || c.want.both || c.want.raw) && c.want.mode == xdp.Auto && c.want.program == ""
 }
 
 // anticipate prepares a port of which nobody can tell yet whose it is, for one of the containers that are being attached to

@@ -80,24 +80,29 @@ func in(p xdp.Port, nsid int) xdp.Port {
 // TestFirstPacketNewOrder starts a container as engines from 28 on do.
 func TestFirstPacketNewOrder(t *testing.T) {
 	for _, tc := range []struct {
-		label  string
-		device string
-		state  string
+		label    string
+		drops    []string // capabilities
+		prepared []string
+		device   string
+		state    string
 	}{
-		{"xdp.enable=true", "open", "enforced [bridge enforced 7:open]"}, // judges nothing that is received
-		{"xdp.egress.allow=53/udp", "open", "enforced [bridge enforced 7:open]"},
-		{"xdp.drop=nonsense", "closed", "quarantined [bridge quarantined 7:closed]"},
+		{"xdp.enable=true", []string{"NET_RAW"}, nil, "open", "enforced [bridge enforced 7:open]"},
+		{"xdp.enable=true", nil, []string{"7 sent true received false"}, "open", "enforced [bridge enforced 7:open]"},
+		{"xdp.egress.allow=53/udp", []string{"ALL"}, []string{"7 sent false received true"}, "open", "enforced [bridge enforced 7:open]"},
+		{"xdp.egress.allow=53/udp", nil, []string{"7 sent true received true"}, "open", "enforced [bridge enforced 7:open]"},
+		{"xdp.drop=nonsense", nil, nil, "closed", "quarantined [bridge quarantined 7:closed]"},
 	} {
-		t.Run(tc.label, func(t *testing.T) {
+		t.Run(fmt.Sprint(tc.label, tc.drops), func(t *testing.T) {
 			inTime(t, nil, listBridge, func(r *rig) {
 				created := box(7, false, tc.label)
+				created.CapDrop = tc.drops
 				r.happens(created, docker.ActionCreate)
 				r.kernel.set(func() { r.kernel.unseen[7] = 3 }) // it has tried; the hold has dropped them
 				r.process(70, 5, created.ID)
 				r.port(in(near(7), 5), nil)
 				if tc.device == "open" {
 					r.released(7, false)
-					if prepared := r.kernel.hold.prepared; len(prepared) > 0 != (tc.label != "xdp.enable=true") {
+					if prepared := r.kernel.hold.prepared; !slices.Equal(prepared, tc.prepared) {
 						t.Errorf("prepared are %v", prepared)
 					}
 				}
@@ -106,8 +111,8 @@ func TestFirstPacketNewOrder(t *testing.T) {
 				r.after(100 * time.Millisecond)
 				r.released(7, true)
 				r.device(7, tc.device)
-				if w := r.kernel.last[7]; tc.device == "open" && (w.MAC.String() != itsMAC.String() || w.Own == nil) {
-					t.Errorf("antispoof judges by %s, %v", w.MAC, w.Own)
+				if w := r.kernel.last[7]; tc.device == "open" && (w.Raw != (tc.drops == nil) || w.MAC.String() != itsMAC.String() || w.Own == nil) {
+					t.Errorf("raw %t, antispoof judges by %s, %v", w.Raw, w.MAC, w.Own)
 				}
 				r.want(created, "none")
 				before := r.kernel.count("attach 7")
@@ -136,7 +141,7 @@ func TestFirstPacketOldOrder(t *testing.T) {
 		r.attaches(docker.Attachment{ContainerID: free.ID, MAC: net.HardwareAddr{0, 0, 0x5e, 0, 0x53, 2}}, itsEnd(created.ID))
 		r.after(8 * time.Second) // as long as it takes: nothing can come from it yet
 		r.released(7, false)
-		if !slices.Equal(r.kernel.hold.prepared, []int{7}) {
+		if !slices.Equal(r.kernel.hold.prepared, []string{"7 sent true received true"}) {
 			t.Errorf("prepared are %v", r.kernel.hold.prepared)
 		}
 		asked := len(r.engine.order)

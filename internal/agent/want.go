@@ -28,6 +28,8 @@ type want struct {
 	// both: what it sends may get around one hook. pastBoth: and somebody in there may combine that to get around both at once, so
 	// that its ports are to be guarded.
 	both, pastBoth bool
+	// raw: somebody in there may send frames of his own making.
+	raw bool
 	// program is the operator's, "" for none.
 	program string
 	// audits: some source of the policy is in audit mode.
@@ -110,6 +112,7 @@ func wanted(c docker.Container, k known, conf config.Config, compile func(policy
 		w.warnings = append(w.warnings, slipsPast)
 	}
 	w.both, w.program = detours(c) || k.sharing.Both, Program(stack)
+	w.raw = sendsRaw(c) || k.sharing.Raw
 	w.pastBoth = netAdmin(c) || c.MayRemap || k.sharing.NetAdmin
 	for i := range stack {
 		w.audits = w.audits || stack.Audited(i)
@@ -176,6 +179,13 @@ const programLoophole = "what the container sends can get around one hook, by CA
 // netAdmin reports whether c may configure its own network namespace.
 func netAdmin(c docker.Container) bool {
 	return c.Privileged || slices.Contains(c.CapAdd, "NET_ADMIN") || slices.Contains(c.CapAdd, "ALL")
+}
+
+// sendsRaw reports whether somebody in c may send frames of his own making: by CAP_NET_RAW, which Docker gives where nothing else is said. Of one that
+// has only been outlined that is so.
+func sendsRaw(c docker.Container) bool {
+	drops := slices.Contains(c.CapDrop, "ALL") || slices.Contains(c.CapDrop, "NET_RAW")
+	return netAdmin(c) || slices.Contains(c.CapAdd, "NET_RAW") || !drops
 }
 
 // plainRuntimes give a container no more than its own end of the veth. "" is an engine that does not say.

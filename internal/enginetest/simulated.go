@@ -20,6 +20,9 @@ import (
 	"github.com/vethwall/vethwall/docker/dockertest"
 )
 
+// CapDrop is the label of a simulated container that names the capability which it is started without.
+const CapDrop = "test.cap-drop"
+
 // Simulated is a host for more containers than an engine could run: a network namespace with bridges, an engine that
 // runs nothing and says what it is told, and containers that are a network namespace and a veth, made in the order of engines
 // from 28 on. Its methods may be called by several goroutines at once, for different containers.
@@ -159,8 +162,13 @@ func (s *Simulated) container(i int, labels map[string]string, e end) docker.Con
 		copy(address[12:], e.mac[2:])
 		at.EndpointID, at.MAC, at.Addrs, at.Gateways = IDOf(i), e.mac, []netip.Addr{netip.AddrFrom16(address)}, n.Gateways
 	}
+	var drop []string
+	if name := labels[CapDrop]; name != "" {
+		drop = []string{name}
+	}
 	return docker.Container{
-		ID: IDOf(i), Name: NameOf(i), Labels: labels, Image: "image", ImageID: "sha256:" + strings.Repeat("1", 64), ImageKnown: true,
+		CapDrop: drop,
+		ID:      IDOf(i), Name: NameOf(i), Labels: labels, Image: "image", ImageID: "sha256:" + strings.Repeat("1", 64), ImageKnown: true,
 		ImageLabels: map[string]string{"org.opencontainers.image.title": "image"},
 		NetworkMode: n.Name, Networks: []docker.Endpoint{at}, Runtime: "runc",
 	}

@@ -280,6 +280,66 @@ func (n *bridged) rawFrames(from, to plug, want bool) {
 	}
 }
 
+// TestHeldLookAlikes sends from a port that is held what looks like neighbour discovery, MLD or ARP and is none, and what is.
+func TestHeldLookAlikes(t *testing.T) {
+	const mine, theirs, report = "fe80::10", "2001:db8::b", 143
+	discovery := func(dst string, typ byte, bytes int) []byte {
+		return policytest.With(policytest.IP(mine, dst, unix.IPPROTO_ICMPV6, policytest.ICMP(typ, 0, make([]byte, bytes-8)...)), 14+7, 255)
+	}
+	mld := func(dst string, typ byte, options, bytes int) []byte {
+		frame := policytest.IP(mine, dst, unix.IPPROTO_HOPOPTS, policytest.Extension(unix.IPPROTO_ICMPV6, byte(options), policytest.ICMP(typ, 0, make([]byte, bytes-8)...)))
+		return policytest.With(frame, 14+7, 1)
+	}
+	n := newBridged(t)
+	to := n.plug("veth0000001", 0)
+	f, h := n.open(bpffs(t))
+	defer f.Close()
+	defer h.Close()
+	held := n.plug("veth0000002", 0)
+	n.want(held, false, "held")
+	var sink, fd int
+	n.in(to, func() { sink = packetSocket(t) })
+	defer unix.Close(sink)
+	n.in(held, func() { fd = packetSocket(t) })
+	defer unix.Close(fd)
+	for i, tc := range []struct {
+		name    string
+		frame   []byte
+		arrives bool
+	}{
+		{"ARP", policytest.ARP(), true},
+		{"ARP, padded", append(policytest.ARP(), make([]byte, 18)...), true},
+		{"ARP and more", append(policytest.ARP(), make([]byte, 1000)...), false},
+		{"solicitation", discovery("ff02::1:ff00:1", 135, 32), true},
+		{"advertisement", discovery("fe80::1", 136, 32), true},
+		{"router solicitation", discovery("ff02::2", 133, 8), true},
+		{"router advertisement", discovery("ff02::1", 134, 16), false},
+		{"solicitation and more", discovery("ff02::1:ff00:1", 135, 40), false},
+		{"solicitation that is routed", discovery(theirs, 135, 32), false},
+		{"solicitation of a site", discovery("fec0::1", 135, 32), false},
+		{"solicitation of a site's group", discovery("ff05::1", 135, 32), false},
+		{"solicitation that has been routed", policytest.With(discovery("ff02::1:ff00:1", 135, 32), 14+7, 254), false},
+		{"echo request", discovery("ff02::1", 128, 32), false},
+		{"report", mld("ff02::16", report, 0, 28), true},
+		{"report of a site's group", mld("ff05::2", 131, 0, 24), true},
+		{"report and more", mld("ff02::16", report, 0, 260), false},
+		{"report to one", mld(theirs, report, 0, 28), false},
+		{"report that can be routed", policytest.With(mld("ff05::2", report, 0, 28), 14+7, 2), false},
+		{"report that is an echo request", policytest.With(mld("ff02::1", 128, 1, 28), 14+48, report), false},
+		{"no report", mld("ff02::16", 128, 0, 28), false},
+	} {
+		_, err := h.Refresh()
+		must(t, err)
+		// The source tells them apart.
+		frame := policytest.With(tc.frame, 0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00, 0x5e, 0x00, 0x54, byte(i))
+		_, err = unix.Write(fd, frame)
+		must(t, err)
+		if got := receives(sink, frame, tc.arrives); got != tc.arrives {
+			t.Errorf("%s arrives: %t", tc.name, got)
+		}
+	}
+}
+
 // packetSocket is bound to eth0 and sees every frame.
 func packetSocket(t *testing.T) int {
 	t.Helper()

@@ -30,7 +30,7 @@ import (
 //		accept
 //	}
 //	chain held {
-//		ARP, neighbour discovery, MLD reports: accept
+//		ARP, neighbour discovery, MLD reports that stay on the link and have no room for data: accept
 //		meta iiftype @alive0 counter drop
 //		meta iiftype @alive1 counter drop
 //	}
@@ -56,11 +56,17 @@ const deadMan = 5 * time.Second
 // guardMark is GUARD_MARK of bpf/tc.c.
 const guardMark = 0x80000000
 
+// What is behind ARP in the shortest frame, and a solicitation or advertisement with one option, as in bpf/packet.h.
+const (
+	arpPadding     = 18
+	discoveryUsual = 32
+)
+
 // The number of rules by chain, by which a ruleset is known to be whole.
 const (
 	rulesPrerouting = 3
 	rulesGuard      = 4
-	rulesHeld       = 5
+	rulesHeld       = 6
 )
 
 // tableOf names the table of the agent that pins under dir, so that two agents share none.
@@ -310,10 +316,8 @@ func elements(ifindexes []int) (out []nftables.SetElement) {
 // addRules adds the rules of both chains, whose sets have been added in the same transaction. They are written as nft(8)
 // writes them, so that it can read again what it lists.
 func (r *ruleset) addRules(c *nftables.Conn) error {
-	discovery := &nftables.Set{Table: r.table, Anonymous: true, Constant: true, KeyType: nftables.TypeICMP6Type}
 	reports := &nftables.Set{Table: r.table, Anonymous: true, Constant: true, KeyType: byteType}
-	// Router and neighbour solicitations, neighbour advertisements; reports of MLD versions 1 and 2. None of them leaves the link.
-	err := errors.Join(c.AddSet(discovery, bytesOf(133, 135, 136)), c.AddSet(reports, bytesOf(131, 132, 143)))
+	err := c.AddSet(reports, bytesOf(131, 132, 143)) // of MLD versions 1 and 2
 	rule := func(chain *nftables.Chain, parts ...[]expr.Any) {
 		c.AddRule(&nftables.Rule{Table: r.table, Chain: chain, Exprs: slices.Concat(parts...)})
 	}
@@ -323,9 +327,18 @@ func (r *ruleset) addRules(c *nftables.Conn) error {
 	rule(r.prerouting, in(&expr.Meta{Key: expr.MetaKeyIIF, Register: 1}, r.known), accept)
 	rule(r.prerouting, in(&expr.Meta{Key: expr.MetaKeyIIF, Register: 1}, r.guarded), []expr.Any{&expr.Verdict{Kind: expr.VerdictJump, Chain: r.guard.Name}})
 	rule(r.prerouting, dockersName(), []expr.Any{&expr.Verdict{Kind: expr.VerdictJump, Chain: r.held.Name}})
-	rule(r.held, etherType(unix.ETH_P_ARP), accept)
-	rule(r.held, etherType(unix.ETH_P_IPV6), is(at(ip, 6), unix.IPPROTO_ICMPV6), is(at(ip, 7), 255), in(at(icmp, 0), discovery), accept)
-	rule(r.held, etherType(unix.ETH_P_IPV6), is(at(ip, 6), unix.IPPROTO_HOPOPTS), is(at(ip, 40), unix.IPPROTO_ICMPV6), in(at(ip, 48), reports), accept)
+	rule(r.held, etherType(unix.ETH_P_ARP), noLongerThan(28+arpPadding), accept)
+	// To ff02::/16 and fe80::/16, which nobody routes: one more option, of 8 bytes, is all that they have.
+	for _, near := range [][]byte{{0xff, 0x02}, {0xfe, 0x80}} {
+		// Router and neighbour solicitations, neighbour advertisements. Such a set belongs to one rule.
+		discovery := &nftables.Set{Table: r.table, Anonymous: true, Constant: true, KeyType: nftables.TypeICMP6Type}
+		err = errors.Join(err, c.AddSet(discovery, bytesOf(133, 135, 136)))
+		rule(r.held, etherType(unix.ETH_P_IPV6), is(at(ip, 6), unix.IPPROTO_ICMPV6), is(at(ip, 7), 255), is(two(ip, 24), near...),
+			[]expr.Any{two(ip, 4), &expr.Cmp{Op: expr.CmpOpLte, Register: 1, Data: []byte{0, discoveryUsual}}}, in(at(icmp, 0), discovery), accept)
+	}
+	// The first byte of the length, hop limit, destination and length of the options: a report of fewer than 256 bytes that nobody routes.
+	rule(r.held, etherType(unix.ETH_P_IPV6), is(at(ip, 4), 0), is(at(ip, 6), unix.IPPROTO_HOPOPTS), is(at(ip, 7), 1), is(at(ip, 24), 0xff),
+		is(at(ip, 40), unix.IPPROTO_ICMPV6), is(at(ip, 41), 0), in(at(ip, 48), reports), accept)
 	rule(r.guard, toBridge(), []expr.Any{&expr.Verdict{Kind: expr.VerdictDrop}})
 	rule(r.guard, mark(guardMark), []expr.Any{&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: make([]byte, 4)}}, countedDrop)
 	rule(r.guard, mark(^uint32(guardMark)), []expr.Any{&expr.Meta{Key: expr.MetaKeyMARK, Register: 1, SourceRegister: true}})
@@ -366,9 +379,22 @@ func etherType(t uint16) []expr.Any {
 	return is(&expr.Meta{Key: expr.MetaKeyPROTOCOL, Register: 1}, binaryutil.BigEndian.PutUint16(t)...)
 }
 
-// at loads a byte of a header.
+// at loads a byte of a header, two loads two.
 func at(base expr.PayloadBase, offset uint32) expr.Any {
 	return &expr.Payload{DestRegister: 1, Base: base, Offset: offset, Len: 1}
+}
+
+func two(base expr.PayloadBase, offset uint32) expr.Any {
+	return &expr.Payload{DestRegister: 1, Base: base, Offset: offset, Len: 2}
+}
+
+// noLongerThan matches packets of at most so many bytes behind the Ethernet header.
+func noLongerThan(bytes uint32) []expr.Any {
+	return []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyLEN, Register: 1},
+		&expr.Byteorder{SourceRegister: 1, DestRegister: 1, Op: expr.ByteorderHton, Len: 4, Size: 4},
+		&expr.Cmp{Op: expr.CmpOpLte, Register: 1, Data: binaryutil.BigEndian.PutUint32(bytes)},
+	}
 }
 
 // dockersName matches "veth" and seven lower case hex digits, which have the bit 0x20 in common. The mask is made of

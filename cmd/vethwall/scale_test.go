@@ -129,9 +129,9 @@ func (r *scaleRig) startOne(i int, labels map[string]string) (port, run time.Dur
 	return freed.Sub(ported), r.await(r.enforced, enginetest.NameOf(i)).Sub(ran)
 }
 
-// fewTables is how many tables of conversations an agent has that looks after nobody: some it has ready, some it has not given
-// back yet, which does not depend on how many there were.
-const fewTables = 40
+// fewTables is how many tables of conversations an agent has that looks after nobody: some it has ready, up to 64 after many
+// starts at once, some it has not given back yet, which does not depend on how many there were.
+const fewTables = 80
 
 // settles returns when the agent has forgotten all containers but n. What is pinned for their namespaces goes with the next
 // sweep, and so do policies and tables that nobody has; it is waited for unless pins is negative.

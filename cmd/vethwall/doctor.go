@@ -25,6 +25,7 @@ var checks = []check{
 	{"tcx link", checkTCX},
 	{"first packets", checkHold},
 	{"first queries", checkAskers},
+	{"checksums", checkChecksums},
 	{"JIT", checkJIT},
 	{"bpffs", checkBPFFS},
 	{"Docker", checkDocker},

@@ -154,6 +154,14 @@ func checkAskers(context.Context, *env) finding {
 	return finding{good, "containers are told apart by their cgroups", ""}
 }
 
+// checkChecksums looks whether the filter can see where a sender of raw frames has his checksums written.
+func checkChecksums(context.Context, *env) finding {
+	if err := xdp.HasLayouts(); err != nil {
+		return finding{warn, err.Error(), "containers with CAP_NET_RAW, which is Docker's default, are partial: start them with --cap-drop NET_RAW, or take a kernel with CONFIG_DEBUG_INFO_BTF"}
+	}
+	return finding{good, "the filter sees where they are written", ""}
+}
+
 // loopback is the index of lo in every network namespace.
 const loopback = 1
 

@@ -70,9 +70,9 @@ func TestFilter(t *testing.T) {
 			c := v.With(t).Start(image, "c-"+strings.ReplaceAll(tc.name, " ", "-"), labelled(network, tc.labels...))
 			s := awaitFilter(t, v, c.Name, 1)
 			// What passes both ways unread needs no hook for what is received.
-			hooks := 2
-			if len(tc.labels) == 1 && tc.labels[0] == "xdp.enable=yes" {
-				hooks = 1
+			hooks := 3
+			if tc.mode == "tcx" || len(tc.labels) == 1 && tc.labels[0] == "xdp.enable=yes" {
+				hooks = 2
 			}
 			if i := s.Interfaces[0]; i.Network != network || len(i.Hooks) != hooks || tc.mode != "" && i.Hooks[0].Mode != tc.mode {
 				t.Errorf("interface %+v, want %d hooks, the first %s, in network %s", i, hooks, tc.mode, network)

@@ -40,7 +40,7 @@ func TestJoinerWithNetAdmin(t *testing.T) {
 	}
 
 	plain := v.Start(image, "plain", []string{"--network", "container:" + owner.Name})
-	wantHeld("is held beside a plain joiner", "xdp generic", true)
+	wantHeld("is held beside a plain joiner", "xdp generic + tcx tcx", true)
 	tr.shows(t, plain, denied, allowed)
 
 	admin := v.Create(image, "admin", []string{"--network", "container:" + owner.Name, "--cap-add", "NET_ADMIN"})
@@ -59,6 +59,6 @@ func TestJoinerWithNetAdmin(t *testing.T) {
 	tr.shows(t, owner, denied, allowed)
 	wantHeld("is not held though the joiner is gone", "xdp generic + tcx tcx", false)
 	v.Run("restart", "--time", "0", owner.ID)
-	wantHeld("is held after a restart", "xdp generic", true)
+	wantHeld("is held after a restart", "xdp generic + tcx tcx", true)
 	tr.shows(t, owner, denied, allowed)
 }

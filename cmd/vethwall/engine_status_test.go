@@ -113,12 +113,13 @@ func stableJSON(t *testing.T, text string, c *enginetest.Container) {
 	iface := keys(first(container["interfaces"]), "network", "state", "host_ifname", "host_ifindex", "hooks", "packets", "drops")
 	equal(iface, map[string]any{"network": "bridge"})
 	hooks, _ := iface["hooks"].([]any)
-	if len(hooks) != 2 {
-		t.Fatalf("hooks are %v, want one for each direction", hooks)
+	if len(hooks) != 3 {
+		t.Fatalf("hooks are %v, want two for what it sends and one for what it receives", hooks)
 	}
 	sent := keys(hooks[0], "direction", "type", "mode", "program_id", "link_id")
 	equal(sent, map[string]any{"direction": "egress", "type": "xdp", "mode": "generic"})
-	received := keys(hooks[1], "direction", "type", "mode", "program_id", "link_id")
+	equal(keys(hooks[1], "direction", "type", "mode", "program_id", "link_id"), map[string]any{"direction": "egress", "type": "tcx", "mode": "tcx"})
+	received := keys(hooks[2], "direction", "type", "mode", "program_id", "link_id")
 	equal(received, map[string]any{"direction": "ingress", "type": "tcx", "mode": "tcx"})
 	packets := keys(iface["packets"], "passed", "dropped", "would_drop")
 	equal(packets, map[string]any{"dropped": 6.0, "would_drop": 0.0})

@@ -243,8 +243,7 @@ func dropLine(d agent.Drop) string {
 	return fmt.Sprintf("%s %d packets, %d bytes, %s: %s", what, d.Packets, d.Bytes, way, why)
 }
 
-// hooks are where a veth is filtered, each kind once: "xdp generic + tcx". Where what is sent meets two, it says so; the JSON
-// tells directions apart.
+// hooks are where a veth is filtered, each kind once: "xdp generic + tcx". The JSON tells directions apart.
 func hooks(hs []xdp.Hook) string {
 	var out []string
 	for _, h := range hs {
@@ -261,10 +260,6 @@ func hooks(hs []xdp.Hook) string {
 		if !slices.Contains(out, text) {
 			out = append(out, text)
 		}
-	}
-	sent := func(h xdp.Hook) bool { return h.Direction == policy.Egress.String() && h.ByHand == "" }
-	if first := slices.IndexFunc(hs, sent); first >= 0 && slices.ContainsFunc(hs[first+1:], sent) {
-		out[len(out)-1] += ", both for what it sends"
 	}
 	return dash(strings.Join(out, " + "))
 }

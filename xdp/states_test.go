@@ -2,6 +2,7 @@ package xdp
 
 import (
 	"net"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -113,6 +114,41 @@ func TestBoundHolds(t *testing.T) {
 	talk(4, policy.Pass)
 	talk(5, policy.Pass)
 	talk(6, policy.TableFull)
+}
+
+// TestHalfClosedGivesWay fills a table with TCP that one side has closed: after two minutes, and no sooner, it makes room for another.
+func TestHalfClosedGivesWay(t *testing.T) {
+	r := newRunner(t)
+	m := newMemory(r, 1)
+	p, _, err := policy.Parse(map[string]string{"xdp.ingress.allow": "443/tcp", "xdp.egress.default": "drop"})
+	must(t, err)
+	use(t, r, policy.Stack{{Origin: "labels", Policy: p}})
+	const fin, syn, ack = 1, 2, 16
+	// send gives a segment of the client, or of the server, which acknowledges what came first.
+	send := func(dir policy.Direction, client uint16, flags uint8) policy.Reason {
+		h, frame := hooks[2], policytest.IP("198.51.100.1", "192.0.2.1", protoTCP, policytest.With(policytest.TCP(client, 443), 13, flags))
+		if dir == policy.Egress {
+			h, frame = hooks[0], policytest.IP("192.0.2.1", "198.51.100.1", protoTCP, policytest.With(policytest.TCP(443, client), 13, flags))
+		}
+		return r.run(h, nil, frame).Reason
+	}
+	opens := func(client uint16, want policy.Reason) {
+		t.Helper()
+		mayReclaim(r)
+		got := []policy.Reason{send(policy.Ingress, client, syn), send(policy.Egress, client, syn|ack), send(policy.Ingress, client, ack)}
+		if !slices.Equal(got, []policy.Reason{policy.Pass, policy.Pass, want}) {
+			t.Errorf("client %d: %v, want the last to be %s", client, got, want)
+		}
+	}
+	opens(1000, policy.Pass)
+	opens(1001, policy.TableFull)
+	if why := send(policy.Egress, 1000, fin|ack); why != policy.Pass {
+		t.Errorf("the first is closed by one side: %s", why)
+	}
+	m.age(t, 119*time.Second)
+	opens(1002, policy.TableFull)
+	m.age(t, time.Second)
+	opens(1003, policy.Pass)
 }
 
 // TestHalfOpenTakesNoRoom answers SYNs whose senders never go on, and goes on where nobody answers: none of them is one of the answered conversations, of which

@@ -76,7 +76,7 @@ func (g Groups) resolve(r Rule) []Rule {
 	}
 	var out []Rule
 	for _, dir := range []Direction{Egress, Ingress} {
-		peers := g.peers(r.Match.Peers, dir)
+		peers := g.peers(r.Match.Peers, dir, r.Verb == Drop || r.Verb == Limit)
 		switch {
 		case !r.In[dir] || peers.Any():
 		case len(out) == 1 && slices.Equal(out[0].Match.Peers.Ranges, peers.Ranges):
@@ -110,12 +110,12 @@ func (r Rule) atPort(port uint16, addrs []netip.Addr, protos ...string) []Rule {
 	return out
 }
 
-// peers are p with ranges in place of the groups that are live.
-func (g Groups) peers(p Peers, dir Direction) Peers {
+// peers are p with ranges in place of the groups that are live; see members for atAll.
+func (g Groups) peers(p Peers, dir Direction, atAll bool) Peers {
 	out := Peers{Ranges: slices.Clone(p.Ranges)}
 	for _, group := range p.Groups {
 		if group.live() {
-			out.Ranges = append(out.Ranges, rangesOf(g.members(group, dir))...)
+			out.Ranges = append(out.Ranges, rangesOf(g.members(group, dir, atAll))...)
 		} else {
 			out.Groups = append(out.Groups, group)
 		}
@@ -124,16 +124,23 @@ func (g Groups) peers(p Peers, dir Direction) Peers {
 	return out
 }
 
-// members are the addresses of a group that is live.
-func (g Groups) members(group Group, dir Direction) *netipx.IPSetBuilder {
+// members are the addresses of a group that is live: atAll by which anybody in it is reached at all, as who drops means it, else those that
+// reach nobody else.
+func (g Groups) members(group Group, dir Direction, atAll bool) *netipx.IPSetBuilder {
 	var b netipx.IPSetBuilder
 	switch group {
 	case Host:
 		addAddrs(b.Add, g.Host)
 		addAddrs(b.Add, g.Gateways)
+		if atAll {
+			addAddrs(b.Add, g.toMany())
+		}
 	case Neighbors:
 		addPrefixes(b.AddPrefix, g.Neighbors)
 		addAddrs(b.Remove, g.Gateways)
+		if !atAll {
+			addAddrs(b.Remove, g.toMany())
+		}
 	case Private:
 		b.AddSet(g.private())
 		// What docker-proxy forwards from the outside comes from a gateway.
@@ -142,14 +149,30 @@ func (g Groups) members(group Group, dir Direction) *netipx.IPSetBuilder {
 			addAddrs(b.Remove, g.Gateways)
 		}
 	case LAN:
-		b = *g.members(Private, dir)
-		b.RemoveSet(setOf(g.members(Neighbors, dir)))
+		b = *g.members(Private, dir, atAll)
+		b.RemoveSet(setOf(g.members(Neighbors, dir, true)))
 		addAddrs(b.Remove, g.Resolvers)
 	case Internet:
 		b.AddSet(g.internet())
 	}
 	return &b
 }
+
+// toMany are the addresses in the container's own networks that its neighbours and the host hear alike: the broadcast address (RFC 919), and
+// that of all routers of a subnet (RFC 4291 2.6.1), of which the host is one.
+func (g Groups) toMany() (out []netip.Addr) {
+	for _, p := range append(slices.Clip(g.Neighbors), linkLocal) {
+		switch {
+		case p.Addr().Is4() && p.Bits() < 31:
+			out = append(out, netipx.PrefixLastIP(p))
+		case p.Addr().Is6() && p.Bits() < 127:
+			out = append(out, p.Masked().Addr())
+		}
+	}
+	return out
+}
+
+var linkLocal = netip.MustParsePrefix("fe80::/64")
 
 // private is what nobody routes for everybody, and all that is near.
 func (g Groups) private() *netipx.IPSet {

@@ -44,7 +44,7 @@ var typical = policy.Groups{
 	Host:      addrsOf("127.0.0.1", "8.8.1.2", "10.9.8.7", "172.17.0.1", "172.18.0.1", "172.19.0.1", "::1", "2a00:1::2"),
 	OnLink:    prefixesOf("8.8.1.0/24", "172.17.0.0/16", "172.18.0.0/16", "2a00:1::/64"),
 	Networks:  prefixesOf("172.17.0.0/16", "172.18.0.0/16", "172.19.0.0/16", "9.9.0.0/16"),
-	Neighbors: prefixesOf("172.18.0.0/16"), Gateways: addrsOf("172.18.0.1"),
+	Neighbors: prefixesOf("172.18.0.0/16", "fd18::/64"), Gateways: addrsOf("172.18.0.1"),
 	Resolvers: addrsOf("10.0.0.53", "8.8.8.8"),
 }
 
@@ -66,6 +66,9 @@ func TestGroups(t *testing.T) {
 		members []string
 		others  []string
 	}{
+		{"host", out, []string{"172.18.255.255", "fd18::", "fe80::"}, []string{"172.17.255.255", "172.18.0.0", "fd18::2"}},
+		{"neighbors", out, []string{"fd18::", "fd18::2", "fd18:0:0:0:ffff:ffff:ffff:ffff"}, []string{"fe80::"}},
+		{"lan", out, nil, []string{"172.18.255.255", "fd18::"}},
 		{"internet", out, []string{"8.8.8.8", "1.1.1.1", "192.0.0.9", "192.88.99.1", "2a00:2::1", "2001:4:112::1", "2620:4f:8000::1", "64:ff9b::808:808", "2002:808:808::1", "::ffff:8.8.8.8"},
 			[]string{"8.8.1.2", "8.8.1.3", "9.9.9.1", "10.0.0.53", "172.18.0.2", "224.0.0.1", "240.0.0.1", "255.255.255.255", "0.0.0.0", "192.0.0.8",
 				"2a00:1::3", "ff02::1", "::", "::1", "fe80::1", "fd00::1", "2001::1", "2001:db8::1", "64:ff9b::a00:1", "64:ff9b::808:102", "64:ff9b::e000:1", "2002:a00:1::1", "::ffff:10.0.0.1"}},
@@ -90,6 +93,34 @@ func TestGroups(t *testing.T) {
 		for _, a := range tc.others {
 			if holds(s, tc.dir, netip.MustParseAddr(a)) {
 				t.Errorf("%s is in %s %s", a, tc.dir, tc.group)
+			}
+		}
+	}
+}
+
+// TestAllowedGroups allows what is dropped above but for addresses at which others hear, too.
+func TestAllowedGroups(t *testing.T) {
+	for _, tc := range []struct {
+		group   string
+		members []string
+		others  []string
+	}{
+		{"host", []string{"172.18.0.1", "8.8.1.2"}, []string{"172.18.255.255", "fd18::", "fe80::", "172.18.0.2"}},
+		{"neighbors", []string{"172.18.0.2", "172.18.255.254", "fd18::2"}, []string{"172.18.255.255", "fd18::", "172.18.0.1"}},
+		{"lan", []string{"172.17.0.2", "172.17.255.255"}, []string{"172.18.0.2", "172.18.255.255", "fd18::", "fd18::2"}},
+		{"private", []string{"172.18.0.2", "172.18.255.255", "fd18::"}, []string{"8.8.8.8"}},
+	} {
+		for _, key := range []string{"xdp.egress.allow", "xdp.egress.except"} {
+			s := typical.Resolve(parsed(t, key, tc.group))
+			for _, a := range tc.members {
+				if !holds(s, policy.Egress, netip.MustParseAddr(a)) {
+					t.Errorf("%s is not in %s=%s", a, key, tc.group)
+				}
+			}
+			for _, a := range tc.others {
+				if holds(s, policy.Egress, netip.MustParseAddr(a)) {
+					t.Errorf("%s is in %s=%s", a, key, tc.group)
+				}
 			}
 		}
 	}
@@ -146,6 +177,17 @@ func (n naive) neighbors(a netip.Addr) bool {
 	return within(a, n.Neighbors) && !slices.Contains(n.Gateways, a)
 }
 
+// many reports whether the host and the neighbours hear at a.
+func (n naive) many(a netip.Addr) bool {
+	return a == netip.MustParseAddr("fe80::") || slices.ContainsFunc(n.Neighbors, func(p netip.Prefix) bool {
+		if !p.Contains(a) || a.BitLen()-p.Bits() < 2 {
+			return false
+		}
+		return a.Is4() && !p.Contains(a.Next()) || a.Is6() && !p.Contains(a.Prev())
+	})
+}
+
+// is reports whether who drops a group in a direction drops a.
 func (n naive) is(group string, dir policy.Direction, a netip.Addr) bool {
 	near := n.private(a) && (dir == policy.Egress || !n.host(a))
 	switch group {
@@ -158,7 +200,7 @@ func (n naive) is(group string, dir policy.Direction, a netip.Addr) bool {
 	case "neighbors":
 		return n.neighbors(a)
 	}
-	return n.host(a)
+	return n.host(a) || n.many(a)
 }
 
 func TestGroupsAreWhatTheyAreCalled(t *testing.T) {
@@ -237,7 +279,7 @@ func TestNobody(t *testing.T) {
 		{"xdp.egress.allow", "dns", [2]bool{false, true}},
 		{"xdp.allow", "dns", [2]bool{false, false}},
 		{"xdp.ingress.allow", "443/tcp@host", [2]bool{true, false}},
-		{"xdp.drop", "neighbors,53/udp@host", [2]bool{true, true}},
+		{"xdp.drop", "neighbors,53/udp@neighbors", [2]bool{true, true}},
 		{"xdp.drop", "dns", [2]bool{true, true}},
 	} {
 		s := none.Resolve(parsed(t, tc.key, tc.value))

@@ -130,6 +130,12 @@ func TestWatchHost(t *testing.T) {
 		t.Fatal("nothing was heard of the subscription")
 	}
 	hosts := func(c Change) bool { return c.Host && c.Unless == 0 }
+	// The kernel makes routes of the addresses that are there when it has seen that the device is up, which it may not have yet.
+	for end := time.Now().Add(10 * time.Second); port.Attrs().OperState != netlink.OperUp && time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+		port, err = netlink.LinkByIndex(n.host.Index)
+		must(t, err)
+	}
+	quiet("before", func(Change) bool { return false })
 
 	a, err := netlink.ParseAddr("198.51.100.1/32")
 	must(t, err)

@@ -350,6 +350,7 @@ func (f *Filter) holdAtOnce(ifindex int) error {
 // endHold takes the hold's programs off, but those that Attach has made a filter of.
 func (f *Filter) endHold(ifindex int) error {
 	var errs []error
+	both := f.Both(ifindex)
 	for _, hook := range []string{hookXDP, hookSent, hookReceived} {
 		id := hookID{ifindex, hook}
 		_, err := os.Lstat(f.pin(id))
@@ -359,9 +360,12 @@ func (f *Filter) endHold(ifindex int) error {
 		}
 		delete(f.loose, id)
 	}
-	if f.held[ifindex] {
+	switch {
+	case f.held[ifindex]:
 		delete(f.held, ifindex)
 		errs = append(errs, f.maps.remove(ifindex))
+	case both && !f.Both(ifindex): // XDP counts what it passes where tc does not follow
+		errs = append(errs, f.mark(ifindex))
 	}
 	return errors.Join(errs...)
 }

@@ -591,7 +591,11 @@ func TestHoldBecomesAFilter(t *testing.T) {
 				}
 				must(t, f.Attach(fresh.Index, Want{Policy: labelled(t, "xdp.egress.drop=tcp"), Mode: mode}))
 				must(t, h.Release(fresh.Index))
+				before := f.Unseen(fresh.Index)
 				n.want(fresh, true, "drop=tcp")
+				if unseen := f.Unseen(fresh.Index) - before; unseen > 0 {
+					t.Errorf("%d packets are in no counter", unseen)
+				}
 				must(t, f.Attach(fresh.Index, Want{Policy: labelled(t, "xdp.egress.drop=udp"), Mode: mode}))
 				n.want(fresh, false, "drop=udp")
 				h.Close()

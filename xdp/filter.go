@@ -62,10 +62,13 @@ type Filter struct {
 	seen map[hookID]ebpf.ProgramID
 	// standing is what Attach has left on devices.
 	standing map[int]standing
-	lost     map[int]bool   // see Lost
-	guarded  map[int]bool   // devices of which tc ingress marks what it lets pass
-	downed   map[int]bool   // devices that Shut has set down, and that have no entry
-	closing  sync.WaitGroup // links of devices that are gone
+	// pinned is what scanPins found when Sweep last called it, at scanned.
+	pinned  map[hookID]bool
+	scanned time.Time
+	lost    map[int]bool   // see Lost
+	guarded map[int]bool   // devices of which tc ingress marks what it lets pass
+	downed  map[int]bool   // devices that Shut has set down, and that have no entry
+	closing sync.WaitGroup // links of devices that are gone
 	// tcx: the kernel has it, and noTCX: it has none (before 6.6), and clsact takes its place. Neither: nobody has looked.
 	tcx, noTCX bool
 	damage     error

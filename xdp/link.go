@@ -376,13 +376,22 @@ func (f *Filter) asLeft(ifindex int, s standing) bool {
 		if err != nil || deviceIn(info) != ifindex || info.Program != program {
 			return false
 		}
-		if _, err := os.Lstat(f.pin(id)); err != nil {
+		if !f.isPinned(id) {
 			return false
 		}
 	}
 	s.asked = time.Now()
 	f.standing[ifindex] = s
 	return true
+}
+
+// isPinned reports whether a hook's link has a pin; what a sweep has just seen is believed as long as what the kernel says.
+func (f *Filter) isPinned(id hookID) bool {
+	if time.Since(f.scanned) < askAgain {
+		return f.pinned[id]
+	}
+	_, err := os.Lstat(f.pin(id))
+	return err == nil
 }
 
 // Lost reports, once, whether Attach or Begin has found that somebody had taken off what judges what a device's container sends.
@@ -670,6 +679,7 @@ func (f *Filter) Forget(ifindexes ...int) error {
 // anything else was last asked of f.
 func (f *Filter) Sweep(links Links) error {
 	pinned, err := f.scanPins()
+	f.pinned, f.scanned = pinned, time.Now()
 	errs := []error{err}
 	linked := map[int]bool{}
 	for id := range f.links {

@@ -58,6 +58,24 @@ __noinline int advertises_anothers(struct __sk_buff *skb, const struct packet *p
 	return is_anothers(&k, from);
 }
 
+/*
+ * Whether it could not be read whose name a packet bears, so that a kernel which reads further may find somebody else's. Of
+ * a fragment the source is known, and neighbour discovery in fragments nobody heeds (RFC 6980).
+ */
+static __always_inline int may_bear_anything(const struct packet *p)
+{
+	return p->reason != REASON_PASS && p->service >= PROTO_UNKNOWN4 && !p->fragment;
+}
+
+/* Whether a device is a port of a bridge that is known. */
+static __always_inline int is_port_of(__u32 bridge, __u32 from)
+{
+	struct neighbor_key k = { .address = { from } };
+	const __u32 *known = bpf_map_lookup_elem(&neighbors, &k);
+
+	return from != bridge && known && *known == bridge;
+}
+
 /* Whether what a container receives has a source, or claims an address, that is another neighbour's than who sent it. */
 static __always_inline enum reason
 judge_neighbor(struct __sk_buff *skb, const struct device *device, const struct packet *p)
@@ -67,7 +85,11 @@ judge_neighbor(struct __sk_buff *skb, const struct device *device, const struct 
 	struct neighbor_key k = {};
 
 	/* Of the host itself nothing has come in. */
-	if (!from || !bridge || !*bridge || !(p->family | p->claims))
+	if (!from || !bridge || !*bridge)
+		return REASON_PASS;
+	if (may_bear_anything(p) && is_port_of(*bridge, from))
+		return p->reason;
+	if (!(p->family | p->claims))
 		return REASON_PASS;
 	k.bridge = *bridge;
 	k.family = p->claims ? p->claims : p->family;

@@ -10,7 +10,7 @@ type Neighborhood struct {
 	Bridge int
 	// Port is the port that has an address, 0 for none: who had it is gone.
 	Port map[netip.Addr]int
-	// Known are the ports of which it is known which addresses they have.
+	// Known are the ports, and not the bridge itself, of which it is known which addresses they have.
 	Known []int
 	// Elsewhere are devices that are no ports of the bridge, and of which that is known.
 	Elsewhere []int
@@ -19,13 +19,16 @@ type Neighborhood struct {
 }
 
 // Judge says of a frame that the container receives, from its destination MAC on, whether it bears an address of who sent
-// it: Pass, or NeighborSpoof. from is the port by which it came in, 0 for what the host itself sends, Bridge for what the
+// it: Pass, or NeighborSpoof, or why that could not be read. from is the port by which it came in, 0 for what the host itself sends, Bridge for what the
 // host routes back to where it came from.
 func (n Neighborhood) Judge(frame []byte, from int) Reason { return n.judge(readFrame(frame), from) }
 
 func (n Neighborhood) judge(pkt packet, from int) Reason {
-	elsewhere := slices.Contains(n.Elsewhere, from)
-	if judged := elsewhere || slices.Contains(n.Known, from); from == n.Bridge && n.RoutesBack || from != n.Bridge && !judged {
+	known, elsewhere := slices.Contains(n.Known, from), slices.Contains(n.Elsewhere, from)
+	switch {
+	case known && pkt.mayBearAnything():
+		return pkt.why
+	case from == n.Bridge && n.RoutesBack, from != n.Bridge && !known && !elsewhere:
 		return Pass
 	}
 	for _, a := range []netip.Addr{pkt.senderAddress(), pkt.target()} {
@@ -35,6 +38,12 @@ func (n Neighborhood) judge(pkt packet, from int) Reason {
 		}
 	}
 	return Pass
+}
+
+// mayBearAnything reports whether it could not be read whose name p bears, so that a kernel which reads further may find somebody
+// else's. Of a fragment the source is known, and neighbour discovery in fragments nobody heeds (RFC 6980).
+func (p packet) mayBearAnything() bool {
+	return p.why != Pass && !p.first && !p.later && (p.class != oneIP || !p.protoKnown)
 }
 
 // senderAddress is the source of an IP packet, or what ARP claims; invalid for none.

@@ -21,6 +21,7 @@ type neighborRig struct {
 	*network
 	f                  *Filter
 	sink, peer, forger *rawEnd
+	stranger           *rawEnd // by a port of which nothing is known
 	elsewhere          *rawEnd // on another bridge
 	bridge             int
 	ports              map[*rawEnd]int // their other ends
@@ -60,7 +61,7 @@ func newNeighborRig(t *testing.T) *neighborRig {
 	must(t, netlink.LinkSetMaster(host, br))
 	must(t, netlink.AddrAdd(br, gateway))
 	must(t, netlink.NeighAdd(&netlink.Neigh{LinkIndex: br.Attrs().Index, State: netlink.NUD_PERMANENT, IP: net.ParseIP(own4), HardwareAddr: ownMAC[:]}))
-	r.peer, r.forger, r.elsewhere = r.port("peer"), r.port("forger"), r.portOf("elsewhere", 0, other)
+	r.peer, r.forger, r.stranger, r.elsewhere = r.port("peer"), r.port("forger"), r.port("stranger"), r.portOf("elsewhere", 0, other)
 	n.inContainer(func() {
 		silence(t)
 		r.sink = newRawEnd(t, "eth0")
@@ -202,10 +203,28 @@ func honest(mac [6]byte, v4, v6 string) [][]byte {
 		policytest.Eth(0x88b5, make([]byte, 40)))
 }
 
-// neighborCase is a policy under which a peer's name is used in vain. Where it is off or audited, what is forged passes.
+// unread are frames of which a kernel reads more than the programs: in the peer's name, and what is the sender's own.
+func unread(mac [6]byte) [][]byte {
+	tags := func(frame []byte) []byte {
+		for range 4 { // one of them travels beside the frame
+			frame = tagged(frame)[0]
+		}
+		return frame
+	}
+	headers := policytest.ICMP(advertise, 0, append(netip.MustParseAddr(peer6).AsSlice(), 2, 1, 0, 0, 0x5e, 0, 0x53, 7)...)
+	kind := uint8(protoICMPv6)
+	for range 9 {
+		headers, kind = policytest.Extension(kind, 0, headers), destinationOptions
+	}
+	return from(mac, tags(udpFrom(peer4, own4)), tags(udpFrom(peer6, own6)), tags(arp(2, mac, peer4, own4)), tags(udpFrom(forger4, own4)),
+		policytest.Cut(udpFrom(peer4, own4), 1), hops(255, policytest.IP(forger6, own6, kind, headers)))
+}
+
+// neighborCase is a policy under which a peer's name is used in vain. Where it is off or audited, what is forged passes. Where it
+// lets in all, what could not be read is let in by its rules.
 type neighborCase struct {
-	name, labels string
-	off, audit   bool
+	name, labels   string
+	off, audit, in bool
 }
 
 // TestNeighbors sends in a peer's name by another port, with whatever MAC, and looks in the container what arrives: nothing,
@@ -216,7 +235,9 @@ func TestNeighbors(t *testing.T) {
 		{name: "without conversations", labels: "xdp.ingress.drop=sctp xdp.drop=gre"},
 		{name: "with conversations", labels: "xdp.ingress.drop=1/tcp"},
 		{name: "with limits", labels: "xdp.limit=all=1gbit"},
+		{name: "of what it sends", labels: "xdp.egress.allow=443/tcp", in: true},
 		{name: "off", labels: "xdp.ingress.drop=1/tcp", off: true},
+		{name: "off, of what it sends", labels: "xdp.egress.allow=443/tcp", off: true, in: true},
 		{name: "audit", labels: "xdp.ingress.drop=1/tcp xdp.mode=audit", audit: true},
 	} {
 		want := Want{Policy: labelled(t, c.labels), Bridge: r.bridge}
@@ -262,6 +283,9 @@ func (r *neighborRig) check(c neighborCase) {
 	if got := r.counted(c.audit) - before; !c.off && got != forged {
 		r.t.Errorf("%s: %d are counted, want %d", c.name, got, forged)
 	}
+	if c.in {
+		r.checkUnread(c)
+	}
 	for who, frames := range map[*rawEnd][][]byte{r.peer: honest(peerMAC, peer4, peer6), r.forger: honest(forgerMAC, forger4, forger6)} {
 		for i, frame := range frames {
 			if !r.arrives(who, frame) {
@@ -271,6 +295,19 @@ func (r *neighborRig) check(c neighborCase) {
 	}
 	if got := r.counted(c.audit) - before; !c.off && got != forged {
 		r.t.Errorf("%s: %d are counted, want %d: what is their own counts", c.name, got, forged)
+	}
+}
+
+// checkUnread sends what cannot be read by a port that is known, and by one that is not: the bridge has named nobody there.
+func (r *neighborRig) checkUnread(c neighborCase) {
+	r.t.Helper()
+	for i, frame := range unread(forgerMAC) {
+		if got := r.arrives(r.forger, frame); got != c.off {
+			r.t.Errorf("%s: what cannot be read arrives: %v, frame %d\n%x", c.name, got, i, frame)
+		}
+		if !r.arrives(r.stranger, frame) {
+			r.t.Errorf("%s: what cannot be read does not arrive by a port that is not known, frame %d\n%x", c.name, i, frame)
+		}
 	}
 }
 

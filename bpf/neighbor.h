@@ -59,6 +59,19 @@ __noinline int advertises_anothers(struct __sk_buff *skb, const struct packet *p
 }
 
 /*
+ * What diverts all that the container sends: router advertisements and redirects. The host is the network's router, and from
+ * elsewhere none comes: routers do not forward them.
+ */
+static __always_inline int is_routers(const struct packet *p)
+{
+	if (p->family == 6)
+		return p->proto == IPPROTO_ICMPV6 &&
+		       (p->dport == ND_ROUTER_ADVERT || p->dport == ND_REDIRECT);
+	return p->family == 4 && p->proto == IPPROTO_ICMP &&
+	       (p->dport == ICMP_REDIRECT || p->dport == ICMP_ROUTER_ADVERT);
+}
+
+/*
  * Whether it could not be read whose name a packet bears, so that a kernel which reads further may find somebody else's. Of
  * a fragment the source is known, and neighbour discovery in fragments nobody heeds (RFC 6980).
  */
@@ -87,6 +100,8 @@ judge_neighbor(struct __sk_buff *skb, const struct device *device, const struct 
 	/* Of the host itself nothing has come in. */
 	if (!from || !bridge || !*bridge)
 		return REASON_PASS;
+	if (from != *bridge && is_routers(p))
+		return REASON_NEIGHBOR_SPOOF;
 	if (may_bear_anything(p) && is_port_of(*bridge, from))
 		return p->reason;
 	if (!(p->family | p->claims))

@@ -26,6 +26,8 @@ func (n Neighborhood) Judge(frame []byte, from int) Reason { return n.judge(read
 func (n Neighborhood) judge(pkt packet, from int) Reason {
 	known, elsewhere := slices.Contains(n.Known, from), slices.Contains(n.Elsewhere, from)
 	switch {
+	case from != 0 && from != n.Bridge && pkt.isRouters():
+		return NeighborSpoof
 	case known && pkt.mayBearAnything():
 		return pkt.why
 	case from == n.Bridge && n.RoutesBack, from != n.Bridge && !known && !elsewhere:

@@ -22,6 +22,7 @@ type neighborRig struct {
 	f                  *Filter
 	sink, peer, forger *rawEnd
 	stranger           *rawEnd // by a port of which nothing is known
+	gateway            *rawEnd // the bridge, by which the host sends
 	elsewhere          *rawEnd // on another bridge
 	bridge             int
 	ports              map[*rawEnd]int // their other ends
@@ -62,6 +63,7 @@ func newNeighborRig(t *testing.T) *neighborRig {
 	must(t, netlink.AddrAdd(br, gateway))
 	must(t, netlink.NeighAdd(&netlink.Neigh{LinkIndex: br.Attrs().Index, State: netlink.NUD_PERMANENT, IP: net.ParseIP(own4), HardwareAddr: ownMAC[:]}))
 	r.peer, r.forger, r.stranger, r.elsewhere = r.port("peer"), r.port("forger"), r.port("stranger"), r.portOf("elsewhere", 0, other)
+	r.gateway = newRawEnd(t, "br0")
 	n.inContainer(func() {
 		silence(t)
 		r.sink = newRawEnd(t, "eth0")
@@ -172,7 +174,7 @@ func from(mac [6]byte, frames ...[]byte) (out [][]byte) {
 
 // forgeries are frames in which who has the MAC says that he has the peer's addresses, or the host's.
 func forgeries(mac [6]byte) [][]byte {
-	advert := nd(advertise, forger6, own6, peer6, 2, forgerMAC)
+	advert, routers := nd(advertise, forger6, own6, peer6, 2, forgerMAC), nd(routerAdvert, policy.LinkLocal(mac).String(), allNodes, "::", 1, mac)
 	long := append(policytest.ICMP(advertise, 0, netip.MustParseAddr(peer6).AsSlice()...), 2, 1, 0, 0, 0x5e, 0, 0x53, 7, 14, 1, 1, 2, 3, 4, 5, 6)
 	first := policytest.With(udpFrom(peer4, own4), 14+6, 0x20)
 	return from(mac, slices.Concat(
@@ -184,6 +186,9 @@ func forgeries(mac [6]byte) [][]byte {
 			policytest.With(arp(2, forgerMAC, peer4, own4), 14, 0, 6),
 			advert, nd(advertise, forger6, allNodes, peer6, 2, mac), nd(advertise, policy.LinkLocal(forgerMAC).String(), own6, peer6, 2),
 			nd(solicit, peer6, own6, own6, 1, forgerMAC),
+			routers, nd(routerAdvert, forger6, own6, "", 1), hops(64, routers), nd(redirect, policy.LinkLocal(mac).String(), own6, peer6, 2, mac),
+			hops(255, policytest.IP(forger6, own6, destinationOptions, policytest.Extension(protoICMPv6, 0, routers[14+40:]))),
+			policytest.IP(forger4, own4, protoICMP, policytest.ICMP(9, 0)),
 			hops(255, policytest.IP(forger6, own6, protoICMPv6, long)),
 			hops(255, policytest.IP(forger6, own6, destinationOptions, policytest.Extension(protoICMPv6, 0, advert[14+40:]))),
 		})...)
@@ -282,6 +287,12 @@ func (r *neighborRig) check(c neighborCase) {
 	}
 	if got := r.counted(c.audit) - before; !c.off && got != forged {
 		r.t.Errorf("%s: %d are counted, want %d", c.name, got, forged)
+	}
+	// The host is the router.
+	for i, frame := range from(bridgeMAC, nd(routerAdvert, policy.LinkLocal(bridgeMAC).String(), allNodes, "::", 1, bridgeMAC)) {
+		if !r.arrives(r.gateway, frame) {
+			r.t.Errorf("%s: what is the host's own does not arrive, frame %d\n%x", c.name, i, frame)
+		}
 	}
 	if c.in {
 		r.checkUnread(c)

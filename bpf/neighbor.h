@@ -80,6 +80,12 @@ static __always_inline int may_bear_anything(const struct packet *p)
 	return p->reason != REASON_PASS && p->service >= PROTO_UNKNOWN4 && !p->fragment;
 }
 
+/* Whether a packet is a fragment, or the only one (RFC 6946): the kernel cuts a whole packet into one part, too. */
+static __always_inline int is_part(const struct packet *p)
+{
+	return p->fragment || (p->family == 6 && p->part_to);
+}
+
 /* Whether a device is a port of a bridge that is known. */
 static __always_inline int is_port_of(__u32 bridge, __u32 from)
 {
@@ -97,9 +103,16 @@ judge_neighbor(struct __sk_buff *skb, const struct device *device, const struct 
 	const __u32 *bridge = bpf_map_lookup_elem(&bridges, &block);
 	struct neighbor_key k = {};
 
-	/* Of the host itself nothing has come in. */
-	if (!from || !bridge || !*bridge)
+	if (!bridge || !*bridge)
 		return REASON_PASS;
+	/*
+	 * Of the host itself nothing has come in. But where br_netfilter puts a packet together and cuts it anew the parts have lost
+	 * by which port it came: they are judged as what comes back.
+	 */
+	if (!from && !is_part(p))
+		return REASON_PASS;
+	if (!from)
+		from = *bridge;
 	if (from != *bridge && is_routers(p))
 		return REASON_NEIGHBOR_SPOOF;
 	if (may_bear_anything(p) && is_port_of(*bridge, from))

@@ -29,7 +29,7 @@ type packet struct {
 	echo uint16
 	// first and later say which part of a fragmented packet this is; both are false for a whole one.
 	first, later bool
-	// part is set where first or later is.
+	// part is set in IPv4, and in IPv6 where there is a fragment header.
 	part part
 	// icmp is the message from its type on, nil where it is no ICMP of its family or could not be read.
 	icmp []byte

@@ -24,6 +24,10 @@ type Neighborhood struct {
 func (n Neighborhood) Judge(frame []byte, from int) Reason { return n.judge(readFrame(frame), from) }
 
 func (n Neighborhood) judge(pkt packet, from int) Reason {
+	if from == 0 && pkt.isPart() {
+		// Where the host puts a packet together and cuts it anew the parts have lost by which port it came.
+		from = n.Bridge
+	}
 	known, elsewhere := slices.Contains(n.Known, from), slices.Contains(n.Elsewhere, from)
 	switch {
 	case from != 0 && from != n.Bridge && pkt.isRouters():
@@ -40,6 +44,11 @@ func (n Neighborhood) judge(pkt packet, from int) Reason {
 		}
 	}
 	return Pass
+}
+
+// isPart reports whether p is a fragment, or the only one (RFC 6946): the kernel cuts a whole packet into one part, too.
+func (p packet) isPart() bool {
+	return p.first || p.later || p.src.Is6() && p.part.to > 0
 }
 
 // mayBearAnything reports whether it could not be read whose name p bears, so that a kernel which reads further may find somebody

@@ -208,6 +208,21 @@ func honest(mac [6]byte, v4, v6 string) [][]byte {
 		policytest.Eth(0x88b5, make([]byte, 40)))
 }
 
+// parts are the fragments of one packet from each of some addresses, and in IPv6 one that is the only one.
+func parts(sources ...string) (out [][]byte) {
+	for _, src := range sources {
+		if whole := udpFrom(src, own4); netip.MustParseAddr(src).Is4() {
+			out = append(out, policytest.With(whole, 14+6, 0x20), policytest.With(whole, 14+6, 0, 30))
+			continue
+		}
+		datagram := policytest.UDP(1000, 53, 'd', 'a', 't', 'a', 1, 2, 3, 4)
+		out = append(out, policytest.IP(src, own6, fragmentHeader, policytest.FragmentHeader(protoUDP, 0, true, datagram[:8])),
+			policytest.IP(src, own6, fragmentHeader, policytest.FragmentHeader(protoUDP, 1, false, datagram[8:])),
+			policytest.IP(src, own6, fragmentHeader, policytest.FragmentHeader(protoUDP, 0, false, datagram)))
+	}
+	return out
+}
+
 // unread are frames of which a kernel reads more than the programs: in the peer's name, and what is the sender's own.
 func unread(mac [6]byte) [][]byte {
 	tags := func(frame []byte) []byte {
@@ -288,8 +303,16 @@ func (r *neighborRig) check(c neighborCase) {
 	if got := r.counted(c.audit) - before; !c.off && got != forged {
 		r.t.Errorf("%s: %d are counted, want %d", c.name, got, forged)
 	}
+	// What the host has cut anew does not tell by which port it came.
+	for i, frame := range from(forgerMAC, parts(peer4, peer6)...) {
+		forged++
+		if got := r.arrives(r.gateway, frame); got != (c.off || c.audit) {
+			r.t.Errorf("%s: a forged part that the host has made arrives: %v, frame %d\n%x", c.name, got, i, frame)
+		}
+	}
 	// The host is the router.
-	for i, frame := range from(bridgeMAC, nd(routerAdvert, policy.LinkLocal(bridgeMAC).String(), allNodes, "::", 1, bridgeMAC)) {
+	own := append(parts(gateway4, "203.0.113.9", "2001:db8:9::1"), nd(routerAdvert, policy.LinkLocal(bridgeMAC).String(), allNodes, "::", 1, bridgeMAC), udpFrom(peer4, own4))
+	for i, frame := range from(bridgeMAC, own...) {
 		if !r.arrives(r.gateway, frame) {
 			r.t.Errorf("%s: what is the host's own does not arrive, frame %d\n%x", c.name, i, frame)
 		}

@@ -2,7 +2,12 @@ package main
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
 	"testing"
 
 	"github.com/vethwall/vethwall/policy"
@@ -45,5 +50,97 @@ func TestNeighborRouter(t *testing.T) {
 	}
 	if got := s.refused() - before; got != 2 {
 		t.Errorf("%d packets are refused, want 2", got)
+	}
+}
+
+// inParts are the fragments, of size bytes, of a datagram in the name of src, sent to everybody on the network.
+func (s *neighbors) inParts(src netip.Addr, text string, size int) (out [][]byte) {
+	whole, header := s.datagram(s.me.mac, src, text), 54
+	if src.Is4() {
+		header = 34
+	}
+	datagram := whole[header:]
+	for at := 0; at < len(datagram); at += size {
+		part, more := datagram[at:min(at+size, len(datagram))], at+size < len(datagram)
+		var frame []byte
+		if src.Is4() {
+			frame = policytest.IP(src.String(), s.to.v4.String(), 17, part)
+			binary.BigEndian.PutUint16(frame[14+4:], uint16(s.tr.n))
+			binary.BigEndian.PutUint16(frame[14+6:], uint16(at/8))
+			if more {
+				frame[14+6] |= 0x20
+			}
+			binary.BigEndian.PutUint16(frame[14+10:], 0)
+			binary.BigEndian.PutUint16(frame[14+10:], ^onesSum(0, frame[14:34]))
+		} else {
+			frame = policytest.IP(src.String(), s.to.v6.String(), 44, policytest.FragmentHeader(17, uint16(at/8), more, part))
+			binary.BigEndian.PutUint32(frame[54+4:], uint32(s.tr.n))
+		}
+		copy(frame, []byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff})
+		copy(frame[6:], s.me.mac)
+		out = append(out, frame)
+	}
+	return out
+}
+
+// TestNeighborFragments has the host put together and cut anew what a neighbour sends to all in fragments in another's name (br_netfilter). The
+// fragments of the peer and of the host arrive.
+func TestNeighborFragments(t *testing.T) {
+	t.Parallel()
+	s := newNeighbors(t)
+	for _, command := range [][]string{
+		{"sysctl", "net.bridge.bridge-nf-call-iptables=1", "net.bridge.bridge-nf-call-ip6tables=1"},
+		{"iptables", "-A", "FORWARD", "-m", "conntrack", "--ctstate", "INVALID", "-j", "DROP"},
+		{"ip6tables", "-A", "FORWARD", "-m", "conntrack", "--ctstate", "INVALID", "-j", "DROP"},
+	} {
+		if out, err := s.v.Command(command[0], command[1:]...).CombinedOutput(); err != nil {
+			t.Fatalf("%v: %v: %s", command, err, out)
+		}
+	}
+	s.v.StartAgent("-v")
+	long := strings.Repeat(".", 2500)
+	// What is short the host need not cut again.
+	lie := func() (texts []string) {
+		for size, rest := range map[int]string{16: "", 1208: long} {
+			s.tr.n++
+			for _, src := range []netip.Addr{s.other.v4, s.other.v6} {
+				texts = append(texts, fmt.Sprintf("forged in parts %d from %s%s", s.tr.n, src, rest))
+				s.send(s.inParts(src, texts[len(texts)-1], size)...)
+			}
+		}
+		return texts
+	}
+	s.serve(t, "off", "xdp.antispoof=false")
+	s.await(lie()...)
+
+	s.serve(t, "db", "xdp.ingress.allow.host=53/udp@host")
+	honest := func(from string) {
+		before := s.refused()
+		for i, to := range []netip.Addr{s.to.v4, s.to.v6} {
+			text := fmt.Sprintf("%s %d %d%s", from, s.tr.n, i, long)
+			if from == "peer" {
+				s.peer.MustDo("udp-send", net.JoinHostPort(to.String(), "53"), text)
+			} else if out, err := s.v.Command("bash", "-c", fmt.Sprintf("printf %%s '%s' >/dev/udp/%s/53", text, to)).CombinedOutput(); err != nil {
+				t.Fatalf("%v: %s", err, out)
+			}
+			s.await(text)
+		}
+		if got := s.refused() - before; got > 0 {
+			t.Errorf("%d packets of the %s are refused", got, from)
+		}
+	}
+	honest("peer")
+	honest("host")
+	before := s.refused()
+	texts := lie()
+	honest("peer")
+	honest("host")
+	for _, text := range texts {
+		if n := s.arrived(text); n > 0 {
+			t.Errorf("%.40q arrived %d times", text, n)
+		}
+	}
+	if s.refused() == before {
+		t.Error("nothing is refused")
 	}
 }

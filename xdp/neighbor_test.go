@@ -442,3 +442,69 @@ func TestNewNeighbors(t *testing.T) {
 		t.Errorf("%d entries of a bridge that is gone", n)
 	}
 }
+
+// TestOtherNetworks sends in the name of somebody on another network, by a port of this one and by way of the host, and of a container that is on both.
+func TestOtherNetworks(t *testing.T) {
+	const theirs, boths, nobodys = "198.51.100.5", "198.51.100.6", "198.51.100.7"
+	r := newNeighborRig(t)
+	must(t, r.f.Attach(r.host.Index, Want{Policy: labelled(t, "xdp.egress.allow=443/tcp"), Bridge: r.bridge}))
+	other, err := netlink.LinkByName("br1")
+	must(t, err)
+	r.introduce(r.peer, peer4)
+	r.introduce(r.forger, forger4)
+	must(t, r.f.Introduce(r.bridge, r.bridge, addresses(gateway4), false))
+	must(t, r.f.IntroduceElsewhere(r.bridge, other.Attrs().Index, addresses(theirs), nil))
+	must(t, r.f.IntroduceElsewhere(r.bridge, other.Attrs().Index, addresses(boths), addresses(peer4)))
+	must(t, sweep(r.f))
+	routed := func(src string, mac [6]byte) []byte {
+		frame := from(forgerMAC, policytest.With(udpFrom(src, own4), 0, mac[:]...))[0]
+		checksum(frame[14:34])
+		return frame
+	}
+	bridged := func(src string) []byte { return from(forgerMAC, udpFrom(src, own4))[0] }
+	for _, c := range []struct {
+		what  string
+		by    *rawEnd
+		frame []byte
+		want  bool
+	}{
+		{"another's, who is elsewhere", r.forger, bridged(theirs), false},
+		{"another's, who is here and elsewhere", r.forger, bridged(boths), false},
+		{"another's, by way of the host", r.forger, routed(theirs, bridgeMAC), false},
+		{"another's, of who is here and elsewhere himself", r.peer, bridged(theirs), false},
+		{"his own elsewhere", r.peer, bridged(boths), true},
+		{"his own, by way of the host", r.elsewhere, routed(theirs, otherBridgeMAC), true},
+		{"nobody's", r.forger, bridged(nobodys), true},
+		{"nobody's, by way of the host", r.elsewhere, routed(nobodys, otherBridgeMAC), true},
+		{"his own here", r.forger, bridged(forger4), true},
+	} {
+		if got := r.arrives(c.by, c.frame); got != c.want {
+			t.Errorf("%s: it arrives: %v", c.what, got)
+		}
+	}
+
+	many := make([]netip.Addr, 40000)
+	for i, a := 0, netip.MustParseAddr("2001:db8:1::"); i < len(many); i, a = i+1, a.Next() {
+		many[i] = a
+	}
+	if err := r.f.IntroduceElsewhere(r.bridge, other.Attrs().Index, many, nil); err == nil {
+		t.Error("there is room for 40,000 addresses of other networks")
+	}
+	third := r.port("third")
+	r.introduce(third, "192.0.2.9")
+	if r.arrives(r.forger, bridged("192.0.2.9")) || !r.arrives(third, bridged("192.0.2.9")) {
+		t.Error("there is no room left for who is here")
+	}
+
+	must(t, netlink.LinkDel(other))
+	must(t, sweep(r.f))
+	if !r.arrives(r.forger, bridged(theirs)) {
+		t.Error("an address of a network that is gone is still somebody's")
+	}
+	if r.arrives(r.forger, bridged(boths)) {
+		t.Error("an address of who is here is nobody's")
+	}
+	if n := len(r.f.neighbors.entries); n > 20 {
+		t.Errorf("%d entries, of them many of a network that is gone", n)
+	}
+}

@@ -96,7 +96,7 @@ func (n *neighbors) forgetGone() {
 	}
 }
 
-// sweep notes which ports are gone. Their addresses are nobody's until another port comes with them; those of bridges that
+// sweep notes which ports are gone. Their addresses are nobody's until another port comes with them; those of and on bridges that
 // are gone are forgotten. links are those of now. Of what is no port it notes that nobody's addresses come in by it.
 func (n *neighbors) sweep(links Links) error {
 	if len(n.entries) == 0 {
@@ -113,14 +113,21 @@ func (n *neighbors) sweep(links Links) error {
 		}
 	}
 	addresses := false
-	for key, port := range n.entries {
+	for key, port := range n.entries { // before the devices are forgotten
 		switch {
-		case !there[key.Bridge], key.Family == 0 && !there[key.Address[0]]:
+		case key.Family == 0:
+			continue
+		case !there[key.Bridge], !there[port] && n.entries[deviceKey(port)] == port:
 			n.remove(key)
-		case key.Family != 0 && !there[port]:
+		case !there[port]:
 			errs = append(errs, n.put(key, 0))
 		}
-		addresses = addresses || key.Family != 0 && there[key.Bridge]
+		addresses = addresses || there[key.Bridge]
+	}
+	for key := range n.entries {
+		if key.Family == 0 && (!there[key.Bridge] || !there[key.Address[0]]) {
+			n.remove(key)
+		}
 	}
 	maps.DeleteFunc(n.having, func(_ filterNeighborKey, count int) bool { return count == 0 })
 	if !addresses {
@@ -144,6 +151,27 @@ func (f *Filter) Introduce(bridge, port int, addrs []netip.Addr, sure bool) erro
 	}
 	// Last, because what comes in by a port that is not known yet is not judged.
 	return errors.Join(append(errs, f.neighbors.put(deviceKey(uint32(port)), uint32(bridge)))...)
+}
+
+// IntroduceElsewhere says which addresses somebody has on another bridge; both are ifindexes. What comes in by a port of bridge
+// may have them only if that is the port of who has the addresses here as well, if there are any; else what the host routes from
+// the other bridge. They take half of the room at most: who is on the bridge itself comes first.
+func (f *Filter) IntroduceElsewhere(bridge, other int, addrs, here []netip.Addr) error {
+	n, owner := &f.neighbors, uint32(other)
+	for _, a := range here {
+		if port := n.entries[addressKey(uint32(bridge), a)]; port != 0 {
+			owner = port
+		}
+	}
+	var errs []error
+	for _, a := range addrs {
+		key := addressKey(uint32(bridge), a)
+		if _, had := n.entries[key]; !had && len(n.entries) >= int(n.m.MaxEntries())/2 {
+			return errors.Join(append(errs, errors.New("map neighbors: no room for addresses of other networks"))...)
+		}
+		errs = append(errs, n.put(key, owner))
+	}
+	return errors.Join(errs...)
 }
 
 // RoutesBack says whether the host routes back to a bridge, as it is, what one neighbour sends to it for another. By

@@ -144,3 +144,58 @@ func TestNeighborFragments(t *testing.T) {
 		t.Error("nothing is refused")
 	}
 }
+
+// TestNeighborOfAnotherNetwork has somebody who is on one of a container's networks send in the name of a peer on the other.
+func TestNeighborOfAnotherNetwork(t *testing.T) {
+	t.Parallel()
+	s := newNeighbors(t)
+	two := s.v.Network("two", "--ipv6", "--subnet", "198.51.100.0/24", "--subnet", "2001:db8:22::/64")
+	// As where br_netfilter is not loaded; Docker's own rules drop some of it.
+	if out, err := s.v.Command("sysctl", "net.bridge.bridge-nf-call-iptables=0", "net.bridge.bridge-nf-call-ip6tables=0").CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	s.v.StartAgent("-v")
+	s.from = s.v.Start(s.image, "stranger", []string{"--network", two})
+	serve := func(name string, labels ...string) {
+		labels = append(labels, "xdp.ingress.allow=53/udp@"+peer4+"+"+peer6)
+		c := s.v.Create(s.image, name, labelled(s.network, labels...), "serve", "53/udp")
+		s.v.Run("network", "connect", two, c.ID)
+		s.v.Run("start", c.ID)
+		c.WaitServing()
+		awaitFilter(t, s.v, c.Name, 2)
+		s.tr.sinks[name], s.sink = sink{Container: c, v4: c.Addr(two, 4), v6: c.Addr(two, 6)}, name
+		s.to, s.me, s.other = identityOf(t, s.v, c, two), identityOf(t, s.v, s.from, two), identityOf(t, s.v, s.peer, s.network)
+	}
+	lie := func() (texts []string) {
+		for _, src := range []netip.Addr{s.other.v4, s.other.v6} {
+			s.tr.n++
+			texts = append(texts, fmt.Sprintf("forged %d from %s", s.tr.n, src))
+			s.send(s.datagram(s.me.mac, src, texts[len(texts)-1]))
+		}
+		return texts
+	}
+	serve("off", "xdp.antispoof=false")
+	s.await(lie()...)
+
+	serve("db")
+	texts := lie()
+	s.v.Run("network", "connect", two, s.peer.ID) // he may send on either network with either address
+	text := "his own"
+	on := identityOf(t, s.v, s.peer, two)
+	own := &forgery{t: t, tr: s.tr, from: s.peer, device: "eth1", sink: "db", me: on, to: s.to}
+	s.v.Wait("a peer on both networks sends on one with his address on the other", func() error {
+		own.send(own.datagram(on.mac, s.other.v4, text))
+		if s.arrived(text) == 0 {
+			return errors.New("it does not arrive")
+		}
+		return nil
+	})
+	for _, text := range append(texts, lie()...) {
+		if n := s.arrived(text); n > 0 {
+			t.Errorf("%q arrived %d times", text, n)
+		}
+	}
+	if got := s.refused(); got < 4 {
+		t.Errorf("%d packets are refused, want 4", got)
+	}
+}

@@ -58,6 +58,7 @@ type kernel interface {
 	Unseen(ifindex int) uint64
 	Lost(ifindex int) bool
 	Introduce(bridge, port int, addrs []netip.Addr, sure bool) error
+	IntroduceElsewhere(bridge, other int, addrs, here []netip.Addr) error
 	Introduced(port int) bool
 	RoutesBack(bridge int, does bool) error
 	CloseResolver(path string, ifindex int, udp, tcp bool) error
@@ -251,6 +252,7 @@ type agent struct {
 	ports           map[int]xdp.Port
 	nameless        map[int]time.Time // ports, since when their networks do not name who is there
 	guarded         map[string]bool
+	members         map[string]members // by id of the network
 	asked           map[int]bool
 	neighborTrouble string // as hostTrouble
 
@@ -294,7 +296,7 @@ func newAgent(k kernel, h holder, o Options) *agent {
 		detachByHand: func(ifindex int) error { return xdp.DetachByHand(o.Dir, ifindex) }, noLayouts: xdp.HasLayouts(),
 		containers: map[string]*container{}, records: map[string]string{}, dirty: map[string]bool{}, touched: newTouched(), compiled: map[string][]compiled{}, hostStale: true,
 		plain: map[string]bool{}, held: map[int]*port{}, attaching: map[string]bool{}, outlining: map[string]bool{},
-		ports: map[int]xdp.Port{}, nameless: map[int]time.Time{}, guarded: map[string]bool{}, asked: map[int]bool{},
+		ports: map[int]xdp.Port{}, nameless: map[int]time.Time{}, guarded: map[string]bool{}, members: map[string]members{}, asked: map[int]bool{},
 		lane: make(chan *leftover, laneDepth), news: make(chan func(), 64), slots: make(chan struct{}, inspectors), bell: make(chan struct{}, 1), ended: make(chan struct{}),
 	}
 }

@@ -47,6 +47,7 @@ type fakeKernel struct {
 	askers     map[string]asker     // by id of the container
 	neighbors  map[int][]netip.Addr // by port, where it is known
 	sure       map[int]bool         // nobody else has them
+	elsewhere  map[string]string    // addresses on bridges: of which other bridge, and what is here of who has them
 	routesBack bool                 // the host does, to whichever bridge
 	hairpin    bool                 // ports are so configured
 	fail       map[string]error     // "attach 7", "shut 7", "save", "veths" -> error
@@ -72,7 +73,7 @@ func newFakeKernel() *fakeKernel {
 	return &fakeKernel{
 		namespaces: map[string][]xdp.Veth{}, attached: map[int]string{}, byHand: map[int]bool{}, foreign: map[int]bool{}, unseen: map[int]uint64{},
 		records: map[string][]byte{}, fail: map[string]error{}, host: &host{}, last: map[int]xdp.Want{},
-		neighbors: map[int][]netip.Addr{}, sure: map[int]bool{}, objects: map[string]xdp.Program{}, resolvers: map[string]resolverClosed{}, lost: map[int]bool{}, askers: map[string]asker{}, outlets: map[string][]xdp.Outlet{}, hold: newFakeHold(),
+		neighbors: map[int][]netip.Addr{}, elsewhere: map[string]string{}, sure: map[int]bool{}, objects: map[string]xdp.Program{}, resolvers: map[string]resolverClosed{}, lost: map[int]bool{}, askers: map[string]asker{}, outlets: map[string][]xdp.Outlet{}, hold: newFakeHold(),
 		slow: map[int]bool{}, begun: map[*xdp.Rest]int{}, refused: map[*xdp.Rest]bool{}, rested: map[int]*xdp.Rest{},
 	}
 }
@@ -117,6 +118,15 @@ func (k *fakeKernel) Introduce(_, port int, addrs []netip.Addr, sure bool) error
 	defer k.mu.Unlock()
 	k.neighbors[port], k.sure[port] = addrs, sure
 	return k.call("introduce %d", port)
+}
+
+func (k *fakeKernel) IntroduceElsewhere(bridge, other int, addrs, here []netip.Addr) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, a := range addrs {
+		k.elsewhere[fmt.Sprintf("%v on %d", a, bridge)] = fmt.Sprintf("of %d %v", other, here)
+	}
+	return nil
 }
 
 func (k *fakeKernel) Introduced(port int) bool {

@@ -50,6 +50,12 @@ func (a *agent) welcome(p *port, n docker.Network) {
 	a.letGo(p)
 }
 
+// members are who is on a network whose neighbours are judged: its bridge's ifindex, and what its last list has.
+type members struct {
+	bridge int
+	ends   []docker.Attachment
+}
+
 // introduce tells the kernel who is behind the ports of a network, of which ends are all that is attached to it. A port that is
 // held is told of when it is released. A list that lacks somebody changes nothing for him, and nobody gets by it what another
 // port has: he may have taken the other's MAC.
@@ -82,6 +88,8 @@ func (a *agent) introduce(n docker.Network, ends []docker.Attachment) {
 			nameless = append(nameless, ports...) // one has taken the other's MAC
 		}
 	}
+	a.members[n.ID] = members{bridge, ends}
+	errs = append(errs, a.setApart(n)...)
 	for _, ifindex := range nameless {
 		// A list may be older than a port, or its network slow to name what is behind it.
 		since, before := a.nameless[ifindex]
@@ -92,6 +100,48 @@ func (a *agent) introduce(n docker.Network, ends []docker.Attachment) {
 		}
 	}
 	a.complain(&a.neighborTrouble, errors.Join(errs...), "cannot tell the kernel who the neighbours are", "network", n.Name)
+}
+
+// setApart tells the kernel who is on the other networks of those who judge on network n, and on them who is on n: nobody may send by
+// one network in the name of somebody on another.
+func (a *agent) setApart(n docker.Network) (errs []error) {
+	maps.DeleteFunc(a.members, func(id string, _ members) bool { _, there := a.around.networks[id]; return !there })
+	others := map[string]bool{}
+	for _, c := range a.containers {
+		judges := c.want.watches(n.Name) && slices.ContainsFunc(c.Networks, func(e docker.Endpoint) bool { return e.NetworkID == n.ID })
+		for _, e := range c.Networks {
+			others[e.NetworkID] = others[e.NetworkID] || judges
+		}
+	}
+	for id := range a.members {
+		if others[id] && id != n.ID {
+			errs = append(errs, a.introduceElsewhere(n.ID, id), a.introduceElsewhere(id, n.ID))
+		}
+	}
+	return errs
+}
+
+// introduceElsewhere tells the kernel, for the ports of one network, who is on another. A container that is on both may send on either with
+// its addresses on the other.
+func (a *agent) introduceElsewhere(on, other string) error {
+	here, there, subnets := a.members[on], a.members[other], a.around.networks[on].Subnets
+	both := map[string][]netip.Addr{}
+	for _, e := range here.ends {
+		both[e.ContainerID] = e.Addrs
+	}
+	delete(both, "") // not named yet
+	var errs []error
+	for _, e := range there.ends {
+		errs = append(errs, a.kernel.IntroduceElsewhere(here.bridge, there.bridge, outside(subnets, e.Addrs), both[e.ContainerID]))
+	}
+	return errors.Join(errs...)
+}
+
+// outside are those of addresses that are in no subnet of a network.
+func outside(subnets []netip.Prefix, addrs []netip.Addr) []netip.Addr {
+	return slices.DeleteFunc(slices.Clone(addrs), func(a netip.Addr) bool {
+		return slices.ContainsFunc(subnets, func(p netip.Prefix) bool { return p.Contains(a) })
+	})
 }
 
 // askRouting looks once in the life of an engine whether a network is one to which the host routes back what neighbours send to

@@ -2,6 +2,8 @@ package agent
 
 import (
 	"errors"
+	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
@@ -216,6 +218,54 @@ func TestSameMAC(t *testing.T) {
 		r.knows(7, []netip.Addr{itsAddr, policy.LinkLocal([6]byte(itsMAC))})
 		if n := r.kernel.count("introduce 9"); n == 0 {
 			t.Error("who has another's MAC may send what he likes")
+		}
+	})
+}
+
+// networkOf is a network of a container's own; its bridge's ifindex is pid + 100.
+func networkOf(pid int) docker.Network {
+	name := fmt.Sprintf("net%d", pid)
+	return docker.Network{ID: fmt.Sprintf("%064x", pid), Name: name, Driver: "bridge", Bridge: name}
+}
+
+func on(n docker.Network) docker.Endpoint {
+	return docker.Endpoint{Network: n.Name, NetworkID: n.ID, Driver: n.Driver}
+}
+
+// TestOtherNetworks has a container that judges its neighbours on two networks: on each it is known who is on the other, and who is on both. What is
+// on a third does not matter to it.
+func TestOtherNetworks(t *testing.T) {
+	var all []docker.Container
+	for _, pid := range []int{7, 9, 10} {
+		all = append(all, box(pid, true, "xdp.ingress.drop=udp"))
+	}
+	all[0].Networks = append(all[0].Networks, on(networkOf(9)))
+	all[1].Networks, all[2].Networks = []docker.Endpoint{on(networkOf(9))}, []docker.Endpoint{on(networkOf(10))}
+	end := func(id string, mac net.HardwareAddr, addr string) docker.Attachment {
+		return docker.Attachment{ContainerID: id, MAC: mac, Addrs: []netip.Addr{netip.MustParseAddr(addr)}}
+	}
+	inTime(t, all, func(r *rig) {
+		guarding(r)
+		r.engine.attached[bridge.ID] = []docker.Attachment{itsEnd(all[0].ID), end("both", end8.MAC, "192.0.2.8")}
+		for _, pid := range []int{9, 10} {
+			n, mac := networkOf(pid), net.HardwareAddr{0, 0, 0x5e, 0, 0x53, byte(pid)}
+			r.engine.networks = append(r.engine.networks, n)
+			r.engine.attached[n.ID] = []docker.Attachment{end("other", mac, fmt.Sprintf("198.51.100.%d", pid)), end("both", end8.MAC, "198.51.100.8")}
+			p := in(near(pid), pid-2)
+			p.Bridge, p.Master = n.Bridge, pid+100
+			h := r.kernel.hold
+			h.set(func() { h.ports[pid], h.macs[pid], h.released[pid] = p, mac, true })
+		}
+	}, func(r *rig) {
+		r.after(time.Minute)
+		want := map[string]string{
+			"192.0.2.7 on 109": "of 3 []", "192.0.2.8 on 109": "of 3 [198.51.100.8]",
+			"198.51.100.9 on 3": "of 109 []", "198.51.100.8 on 3": "of 109 [192.0.2.8]",
+		}
+		r.kernel.mu.Lock()
+		defer r.kernel.mu.Unlock()
+		if got := r.kernel.elsewhere; !maps.Equal(got, want) {
+			t.Errorf("the kernel knows %v, want %v", got, want)
 		}
 	})
 }

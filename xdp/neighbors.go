@@ -153,9 +153,9 @@ func (f *Filter) Introduce(bridge, port int, addrs []netip.Addr, sure bool) erro
 	return errors.Join(append(errs, f.neighbors.put(deviceKey(uint32(port)), uint32(bridge)))...)
 }
 
-// IntroduceElsewhere says which addresses somebody has on another bridge; both are ifindexes. What comes in by a port of bridge
-// may have them only if that is the port of who has the addresses here as well, if there are any; else what the host routes from
-// the other bridge. They take half of the room at most: who is on the bridge itself comes first.
+// IntroduceElsewhere says which addresses somebody has on another bridge; both are ifindexes, and other is the bridge itself where they
+// are the host's. What comes in by a port of bridge may have them only if that is the port of who has the addresses here as well, if
+// there are any; else what the host routes from the other bridge. They take half of the room at most: who is on the bridge comes first.
 func (f *Filter) IntroduceElsewhere(bridge, other int, addrs, here []netip.Addr) error {
 	n, owner := &f.neighbors, uint32(other)
 	for _, a := range here {
@@ -167,7 +167,7 @@ func (f *Filter) IntroduceElsewhere(bridge, other int, addrs, here []netip.Addr)
 	for _, a := range addrs {
 		key := addressKey(uint32(bridge), a)
 		if _, had := n.entries[key]; !had && len(n.entries) >= int(n.m.MaxEntries())/2 {
-			return errors.Join(append(errs, errors.New("map neighbors: no room for addresses of other networks"))...)
+			return errors.Join(append(errs, errors.New("map neighbors: no room for addresses from outside of a network"))...)
 		}
 		errs = append(errs, n.put(key, owner))
 	}

@@ -80,7 +80,8 @@ func (a *agent) introduce(n docker.Network, ends []docker.Attachment) {
 	if bridge == 0 {
 		return
 	}
-	errs := []error{a.askRouting(n, bridge), a.kernel.Introduce(bridge, bridge, a.around.host.in(n), true)}
+	gateways, others := a.around.hosts(n)
+	errs := []error{a.askRouting(n, bridge), a.kernel.Introduce(bridge, bridge, gateways, true), a.kernel.IntroduceElsewhere(bridge, bridge, others, nil)}
 	for _, e := range ends {
 		if ports := macs[e.MAC.String()]; len(ports) == 1 {
 			errs = append(errs, a.kernel.Introduce(bridge, ports[0], addressesOf(e.MAC, e.Addrs), false))
@@ -183,17 +184,21 @@ func addressesOf(mac net.HardwareAddr, addrs []netip.Addr) []netip.Addr {
 	return out
 }
 
-// in are the host's addresses in the subnets of a network: its gateways, which Docker does not list where it chose them itself.
-func (h *host) in(n docker.Network) (out []netip.Addr) {
-	if h == nil {
-		return nil
+// hosts are the host's addresses in the subnets of a network, its gateways, which Docker does not list where it chose them itself; and
+// those that are in none of them. What is the host's on another bridge, or outside, none of its neighbours may bear either.
+func (s surroundings) hosts(n docker.Network) (gateways, others []netip.Addr) {
+	if s.host == nil {
+		return nil, nil
 	}
-	for _, a := range h.addrs {
-		if slices.ContainsFunc(n.Subnets, func(p netip.Prefix) bool { return p.Contains(a) }) {
-			out = append(out, a)
+	for _, a := range slices.Concat(s.host.addrs, s.conf.HostAddresses) {
+		switch {
+		case slices.ContainsFunc(n.Subnets, func(p netip.Prefix) bool { return p.Contains(a) }):
+			gateways = append(gateways, a)
+		case !a.IsLoopback():
+			others = append(others, a)
 		}
 	}
-	return out
+	return gateways, others
 }
 
 // seePorts takes in the ports that there were when they were asked for. Of devices in since a message has told more.

@@ -62,7 +62,7 @@ func guarding(r *rig) {
 	n := bridge
 	n.Subnets = []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}
 	r.engine.networks = []docker.Network{n}
-	r.kernel.host.addrs = []netip.Addr{gateway, netip.MustParseAddr("198.51.100.1")}
+	r.kernel.host.addrs = []netip.Addr{netip.MustParseAddr("127.0.0.1"), gateway, netip.MustParseAddr("203.0.113.1")}
 	r.plugged(itsMAC, in(near(7), 5))
 	r.plugged(end8.MAC, port8())
 	r.engine.attached[bridge.ID] = []docker.Attachment{itsEnd(""), end8}
@@ -261,6 +261,8 @@ func TestOtherNetworks(t *testing.T) {
 		want := map[string]string{
 			"192.0.2.7 on 109": "of 3 []", "192.0.2.8 on 109": "of 3 [198.51.100.8]",
 			"198.51.100.9 on 3": "of 109 []", "198.51.100.8 on 3": "of 109 [192.0.2.8]",
+			// The host's.
+			"203.0.113.1 on 3": "of 3 []", "203.0.113.1 on 109": "of 109 []", "203.0.113.1 on 110": "of 110 []", "192.0.2.1 on 109": "of 109 []", "192.0.2.1 on 110": "of 110 []",
 		}
 		r.kernel.mu.Lock()
 		defer r.kernel.mu.Unlock()

@@ -212,7 +212,10 @@ type agent struct {
 	watchOthers func(ctx context.Context, ring func())
 	watchConfig func(ctx context.Context)
 	readHost    func(xdp.Links) (*host, error)
-	readProgram func(name string) (xdp.Program, error)
+	// readResolvers reads those that the host's resolv.conf names; watchResolvers does whenever they may be others.
+	readResolvers  func() []netip.Addr
+	watchResolvers func(ctx context.Context, tell func([]netip.Addr))
+	readProgram    func(name string) (xdp.Program, error)
 	// noLayouts says why the filter cannot look at checksums (xdp.HasLayouts), nil where it can.
 	noLayouts    error
 	detachByHand func(ifindex int) error
@@ -278,16 +281,18 @@ func newAgent(k kernel, h holder, o Options) *agent {
 			all, err := xdp.ListLinks()
 			return links{all.Veths(), all.Ports(), all}, err
 		},
-		peerMAC:     xdp.Port.PeerMAC,
-		heardMAC:    ends.PeerMAC,
-		hairpin:     xdp.Port.Hairpin,
-		processes:   xdp.Processes,
-		listOutlets: xdp.Outlets,
-		attachRest:  (*xdp.Rest).Attach,
-		closeRest:   (*xdp.Rest).Close,
-		readHost:    readHost,
-		readProgram: func(name string) (xdp.Program, error) { return xdp.ReadProgram(o.Programs, name) },
-		watchConfig: func(context.Context) {},
+		peerMAC:        xdp.Port.PeerMAC,
+		heardMAC:       ends.PeerMAC,
+		hairpin:        xdp.Port.Hairpin,
+		processes:      xdp.Processes,
+		listOutlets:    xdp.Outlets,
+		attachRest:     (*xdp.Rest).Attach,
+		closeRest:      (*xdp.Rest).Close,
+		readHost:       readHost,
+		readResolvers:  resolvConf.read,
+		watchResolvers: func(ctx context.Context, tell func([]netip.Addr)) { resolvConf.follow(ctx, o.Log, tell) },
+		readProgram:    func(name string) (xdp.Program, error) { return xdp.ReadProgram(o.Programs, name) },
+		watchConfig:    func(context.Context) {},
 		watchHost: func(ctx context.Context, lost func(), changed func(xdp.Change)) {
 			xdp.WatchHost(ctx, o.Log, lost, changed)
 		},
@@ -316,6 +321,9 @@ func (a *agent) run(ctx context.Context, first Engine) {
 		a.beside.Go(func() { a.watchRules(ctx, func() { a.tell(a.mendHold) }) })
 	}
 	a.beside.Go(func() { a.watchConfig(ctx) })
+	a.beside.Go(func() {
+		a.watchResolvers(ctx, func(now []netip.Addr) { a.tell(func() { a.learnResolvers(now) }) })
+	})
 	a.beside.Go(func() { a.watchOthers(ctx, func() { a.tell(a.lookPast) }) })
 	a.loop(ctx)
 	cancel()

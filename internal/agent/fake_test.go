@@ -721,6 +721,12 @@ func fakeAgent(k *fakeKernel, o Options) *agent {
 		defer k.mu.Unlock()
 		return k.host, k.fail["host"]
 	}
+	a.readResolvers = func() []netip.Addr {
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		return k.host.resolvers
+	}
+	a.watchResolvers = func(ctx context.Context, _ func([]netip.Addr)) { <-ctx.Done() }
 	a.watchHost = func(ctx context.Context, _ func(), _ func(xdp.Change)) { <-ctx.Done() }
 	a.detachByHand = k.detachByHand
 	a.readProgram = k.readProgram

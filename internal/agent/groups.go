@@ -6,9 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
-	"os"
 	"slices"
-	"strings"
 
 	"github.com/vethwall/vethwall/docker"
 	"github.com/vethwall/vethwall/internal/config"
@@ -21,6 +19,7 @@ type surroundings struct {
 	networks map[string]docker.Network // by id; nil until Docker has listed them
 	lists    int                       // how often it has
 	host     *host                     // nil until it could be read
+	lately   []lately
 	conf     config.Config
 	joiners  []docker.Container // all that join another's network
 }
@@ -62,6 +61,7 @@ func (k known) needed(live bool) known {
 // of is what is known for c, whose engine asks those in before from the host whatever is said now.
 func (s surroundings) of(c docker.Container, before []netip.Addr) known {
 	resolvers, fromHost := s.resolvers(c)
+	fromHost = append(fromHost, s.lateFromHost(c)...)
 	if len(before) > 0 { // an answer to what is not known now
 		fromHost = slices.DeleteFunc(fromHost, func(a netip.Addr) bool { return a == somebody })
 	}
@@ -174,41 +174,13 @@ func hasResolver(c docker.Container) bool {
 	return !onDefault(c) || slices.ContainsFunc(c.Networks, func(e docker.Endpoint) bool { return e.Network != "bridge" })
 }
 
-// The files that name the host's resolvers. Of a host whose first file names systemd's stub alone, Docker reads
-// the second.
-const (
-	resolvConf        = "/etc/resolv.conf"
-	resolvConfSystemd = "/run/systemd/resolve/resolv.conf"
-)
-
-var systemdStub = netip.MustParseAddr("127.0.0.53")
-
 // readHost reads what groups need of the host.
 func readHost(links xdp.Links) (*host, error) {
 	addrs, onLink, err := xdp.HostAddresses(links)
 	if err != nil {
 		return nil, err
 	}
-	// A host without the file names no resolvers.
-	text, _ := os.ReadFile(resolvConf)
-	resolvers := nameservers(string(text))
-	if slices.Equal(resolvers, []netip.Addr{systemdStub}) {
-		text, _ = os.ReadFile(resolvConfSystemd)
-		resolvers = append(resolvers, nameservers(string(text))...)
-	}
-	return &host{addrs, onLink, resolvers}, nil
-}
-
-// nameservers are those that a resolv.conf names.
-func nameservers(text string) (out []netip.Addr) {
-	for line := range strings.Lines(text) {
-		if f := strings.Fields(line); len(f) > 1 && f[0] == "nameserver" {
-			if a, err := netip.ParseAddr(f[1]); err == nil {
-				out = append(out, a.Unmap().WithZone(""))
-			}
-		}
-	}
-	return out
+	return &host{addrs, onLink, resolvConf.read()}, nil
 }
 
 // meetHost is lookAround before the first look at anything.
@@ -229,20 +201,31 @@ func (a *agent) lookAround(links xdp.Links) {
 	a.readingHost = true
 	a.beside.Go(func() {
 		h, err := a.readHost(links)
-		a.tell(func() { a.readingHost = false; a.learnHost(h, err) })
+		a.tell(func() {
+			a.readingHost = false
+			if err == nil {
+				h = &host{h.addrs, h.onLink, a.readResolvers()} // by now they may be others
+			}
+			a.learnHost(h, err)
+		})
 	})
 }
 
 // learnHost takes in what the host says of itself. Where that is new, every container is looked at whose policy may depend on it.
 func (a *agent) learnHost(h *host, err error) {
 	a.complain(&a.hostTrouble, err, "cannot read the host's addresses; trying again")
-	switch {
-	case err != nil: // tried again with the next news where nothing is known, else at the resync
+	if err != nil { // tried again with the next news where nothing is known, else at the resync
 		a.hostStale = a.hostStale || a.around.host == nil
 		return
-	case a.around.host != nil && a.around.host.equal(h):
+	}
+	a.hostIs(h)
+}
+
+func (a *agent) hostIs(h *host) {
+	if a.around.host != nil && a.around.host.equal(h) {
 		return
 	}
+	a.around.remember(h)
 	a.around.host = h
 	for id, c := range a.containers {
 		if c.asks {

@@ -158,6 +158,7 @@ func (a *agent) filter(c *container, p *port, network docker.Network) {
 	}
 	c.devices = slices.DeleteFunc(c.devices, func(ifindex int) bool { return !a.kernel.Filters(ifindex) })
 	a.forgetStay(c)
+	a.seeResolvers()
 	a.rethink(c)
 	if c.want.waits {
 		return

@@ -37,11 +37,18 @@ type upstream struct {
 }
 
 // surroundingsOf is what is known for c now, and was of its resolvers in this run of it; the last thing that was known before it
-// began belongs to that.
+// began may belong to that, or what is known now.
 func (a *agent) surroundingsOf(c *container) known {
+	if c.SandboxID != "" && c.upstream.Sandbox != c.SandboxID { // it has begun
+		a.seeResolvers()
+	}
 	var before []netip.Addr
-	if c.SandboxID != "" && (c.upstream.Sandbox == c.SandboxID || c.upstream.Sandbox == "") {
+	switch {
+	case c.SandboxID == "":
+	case c.upstream.Sandbox == c.SandboxID:
 		before = c.upstream.Resolvers
+	case c.upstream.Sandbox == "":
+		before = slices.Concat(c.upstream.Resolvers, a.around.of(c.Container, nil).fromHost)
 	}
 	k := a.around.of(c.Container, before)
 	if a.around.host != nil {

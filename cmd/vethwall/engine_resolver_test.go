@@ -11,6 +11,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/vethwall/vethwall/internal/agent"
 	"github.com/vethwall/vethwall/internal/enginetest"
@@ -249,21 +250,61 @@ func TestResolverChanges(t *testing.T) {
 			}
 		}
 	}
-	becomes := func(server string) {
-		t.Helper()
-		if err := os.WriteFile(filepath.Join(engine.Dir, "resolv.conf"), []byte("nameserver "+server+"\n"), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
 	want("before")
-	becomes("198.51.100.9")
+	hostAsks(t, engine, "198.51.100.9")
 	v.EndAgent(syscall.SIGKILL)
 	v.StartAgent()
 	want("another-agent")
-	becomes("198.51.100.10")
+	hostAsks(t, engine, "198.51.100.10")
 	rings := v.Start(image, "rings", labelled(network, "xdp.drop=udp")) // the agent looks at the host
 	awaitFilter(t, v, rings.Name, 1)
 	want("the-same-agent")
+}
+
+// hostAsks gives the host of an engine that OwnAsking has made another name server.
+func hostAsks(t *testing.T, e *enginetest.Engine, server string) {
+	t.Helper()
+	if err := os.WriteFile(filepath.Join(e.Dir, "resolv.conf"), []byte("nameserver "+server+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestResolverChangesAndOneStarts gives the host another resolver, starts containers at once, and takes it back
+// before the agent looks at the host. The engine asks that one for them as long as they run.
+func TestResolverChangesAndOneStarts(t *testing.T) {
+	t.Parallel()
+	const before, meanwhile = "127.0.0.53", "127.0.0.54"
+	engine := enginetest.OwnAsking(t, before)
+	v := engine.Install()
+	image := v.Image()
+	network := v.Network("names")
+	resolver := v.Serve(image, "resolver", []string{"--network", "host"}, "53/udp", "53/tcp")
+	v.Inside = true
+	v.StartAgent()
+	one := "xdp.egress.allow=53/udp@" + before + ",53/tcp@" + before
+	sleeps := v.Start(image, "sleeps", labelled(network, one)) // everybody has been seen when it is filtered
+	awaitFilter(t, v, sleeps.Name, 1)
+	if _, _ = sleeps.Do("resolve", "sleeps.example."); !mentioned(resolver.Received(), "sleeps") {
+		t.Error("who may ask that one cannot")
+	}
+	for i := range times(1, 20) {
+		for _, label := range []string{one, "xdp.egress.allow=dns"} {
+			passes := label != one
+			time.Sleep(2 * time.Second) // until nothing makes the agent look
+			name := fmt.Sprintf("starts-%d-%t", i, passes)
+			hostAsks(t, engine, meanwhile)
+			c := v.Start(image, name, labelled(network, label))
+			for _, when := range []string{"first-", "later-"} {
+				_, _ = c.Do("resolve", when+name+".example.") // the sink answers nothing of use
+				if got := mentioned(resolver.Received(), when+name); got != passes {
+					t.Errorf("%s%s arrives: %t, want %t", when, name, got, passes)
+				}
+				hostAsks(t, engine, before)
+				time.Sleep(time.Second)
+			}
+			v.Run("rm", "--force", c.ID)
+		}
+	}
 }
 
 // TestResolverOfOneThatJoins connects containers of the default network, which ask the engine's resolver all the time, to a network

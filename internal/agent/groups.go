@@ -19,7 +19,7 @@ type surroundings struct {
 	networks map[string]docker.Network // by id; nil until Docker has listed them
 	lists    int                       // how often it has
 	host     *host                     // nil until it could be read
-	lately   []lately
+	lately   []lately                  // whom it has named as resolvers before
 	conf     config.Config
 	joiners  []docker.Container // all that join another's network
 }
@@ -211,7 +211,7 @@ func (a *agent) lookAround(links xdp.Links) {
 	})
 }
 
-// learnHost takes in what the host says of itself. Where that is new, every container is looked at whose policy may depend on it.
+// learnHost takes in what the host says of itself.
 func (a *agent) learnHost(h *host, err error) {
 	a.complain(&a.hostTrouble, err, "cannot read the host's addresses; trying again")
 	if err != nil { // tried again with the next news where nothing is known, else at the resync
@@ -221,6 +221,7 @@ func (a *agent) learnHost(h *host, err error) {
 	a.hostIs(h)
 }
 
+// hostIs takes in what is known of the host. Where that is new, every container is looked at whose policy may depend on it.
 func (a *agent) hostIs(h *host) {
 	if a.around.host != nil && a.around.host.equal(h) {
 		return

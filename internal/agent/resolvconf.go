@@ -76,7 +76,8 @@ func (f resolvConfs) follow(ctx context.Context, log *slog.Logger, tell func([]n
 			return
 		case <-tick.C:
 		case <-events:
-		case <-lost:
+		case err := <-lost:
+			log.Debug("events of the host's resolv.conf were lost", "error", err)
 		case <-calm:
 			sure = true
 		}

@@ -303,6 +303,15 @@ func (r *neighborRig) check(c neighborCase) {
 	if got := r.counted(c.audit) - before; !c.off && got != forged {
 		r.t.Errorf("%s: %d are counted, want %d", c.name, got, forged)
 	}
+	// A port that is new is not judged, but as a router.
+	advert := from(forgerMAC, nd(routerAdvert, policy.LinkLocal(forgerMAC).String(), allNodes, "::", 1, forgerMAC))[0]
+	forged++
+	if got := r.arrives(r.stranger, advert); got != (c.off || c.audit) {
+		r.t.Errorf("%s: what a new port advertises arrives: %v", c.name, got)
+	}
+	if !r.arrives(r.stranger, from(forgerMAC, udpFrom(peer4, own4))[0]) {
+		r.t.Errorf("%s: what is sent by a new port does not arrive", c.name)
+	}
 	// What the host has cut anew does not tell by which port it came.
 	for i, frame := range from(forgerMAC, parts(peer4, peer6)...) {
 		forged++

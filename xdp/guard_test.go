@@ -259,7 +259,7 @@ func TestRulesThatCannotBeReplaced(t *testing.T) {
 	commands, err := owner.StdinPipe()
 	must(t, err)
 	must(t, owner.Start())
-	defer owner.Process.Kill()
+	defer func() { _ = owner.Process.Kill() }()
 	_, err = fmt.Fprintln(commands, strings.ReplaceAll(strings.Replace(string(rules), "{", "{ flags owner;", 1), "\n", ";"))
 	must(t, err)
 	for end := time.Now().Add(5 * time.Second); !h.rules.whole(); time.Sleep(time.Millisecond) {

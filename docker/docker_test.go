@@ -353,13 +353,20 @@ func TestOutline(t *testing.T) {
 	e.Handle("/containers/"+web.ID, func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
 	got, err := c.Outline(ctx, web.ID)
 	want := docker.Container{
-		ID: web.ID, Name: web.Name, Labels: web.Labels, ImageID: web.ImageID, ImageLabels: web.ImageLabels, ImageKnown: true,
+		ID: web.ID, Name: web.Name, Labels: web.Labels, Image: web.Image, ImageID: web.ImageID, ImageLabels: web.ImageLabels, ImageKnown: true,
 		NetworkMode: web.NetworkMode, Networks: web.Networks,
 		MayRun: []string{"kata", "runc"}, MayRemap: true, FromHost: docker.AllFromHost,
 	}
 	if d := cmp.Diff(want, got, compare); d != "" || err != nil {
 		t.Error(err, d)
 	}
+	moved := web
+	moved.Image = web.ImageID // as a list says where the name is another image's by now
+	e.Put(moved)
+	if got, err := c.Outline(ctx, web.ID); err != nil || got.Image != "" {
+		t.Errorf("image %q, %v", got.Image, err)
+	}
+	e.Put(web)
 	if _, err := c.Outline(ctx, id("9")); !errdefs.IsNotFound(err) {
 		t.Errorf("no such container: %v", err)
 	}

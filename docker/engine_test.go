@@ -26,11 +26,13 @@ func TestEngine(t *testing.T) {
 	defer cancel()
 	c := connect(ctx, t)
 	image := d.ImageWithLabels(map[string]string{"org.example": "image"})
+	tag := image + "-tag"
+	d.Run("tag", image, tag)
 	net := d.Network("net", "--subnet", "198.51.100.0/24")
 
 	s := c.Watch(ctx)
 	defer func() { s.Close(); drain(s) }()
-	box := d.Create(image, "box", []string{"--network", net, "--label", "xdp.drop=udp", "--cap-add", "net_admin", "--dns", "192.0.2.53"})
+	box := d.Create(tag, "box", []string{"--network", net, "--label", "xdp.drop=udp", "--cap-add", "net_admin", "--dns", "192.0.2.53"})
 	created := wait(ctx, t, s, box.ID, docker.ActionCreate)
 	if created.Labels["xdp.drop"] != "udp" {
 		t.Errorf("labels of the create event: %v", created.Labels)
@@ -47,8 +49,13 @@ func TestEngine(t *testing.T) {
 	}
 
 	outline, err := c.Outline(ctx, box.ID)
-	if err != nil || outline.Name != got.Name || !maps.Equal(outline.Labels, got.Labels) || !outline.ImageKnown || len(outline.Networks) != 1 || outline.Networks[0].Driver != "bridge" {
+	if err != nil || outline.Name != got.Name || outline.Image != tag || got.Image != tag || !maps.Equal(outline.Labels, got.Labels) || !outline.ImageKnown || len(outline.Networks) != 1 || outline.Networks[0].Driver != "bridge" {
 		t.Errorf("outline: %+v, %v; inspect: %+v", outline, err, got)
+	}
+
+	d.Run("image", "rm", tag) // the image has another name still
+	if outline, err = c.Outline(ctx, box.ID); err != nil || outline.Image != "" {
+		t.Errorf("outline of an image whose name is gone: %q, %v", outline.Image, err)
 	}
 
 	d.Run("start", box.ID)

@@ -54,7 +54,8 @@ func summary(s container.Summary) Summary {
 }
 
 // Outline is Inspect for a container that is about to run: it is answered at once even while the container starts, and
-// says nothing of HostConfig (CapAdd, CapDrop, Privileged, Runtime, UserNS, DNS, Published), of Image, process and sandbox.
+// says nothing of HostConfig (CapAdd, CapDrop, Privileged, Runtime, UserNS, DNS, Published), of process and sandbox, and nothing of Image
+// where that names another image by now, or was given by its id.
 func (c *Client) Outline(ctx context.Context, id string) (Container, error) {
 	all, err := c.api.ContainerList(ctx, container.ListOptions{All: true, Filters: filters.NewArgs(filters.Arg("id", id))})
 	if err != nil {
@@ -68,6 +69,9 @@ func (c *Client) Outline(ctx context.Context, id string) (Container, error) {
 	out := Container{
 		ID: id, Name: s.Name, Labels: s.Labels, ImageID: s.ImageID, NetworkMode: s.NetworkMode, Networks: s.Networks,
 		MayRun: c.engine.Runtimes, MayRemap: c.engine.UserNS || c.engine.Rootless, FromHost: fromHost(c.engine.ServerVersion),
+	}
+	if all[i].Image != s.ImageID { // which stands there in the place of such a name
+		out.Image = all[i].Image
 	}
 	if out.ImageLabels, out.ImageKnown, err = c.imageLabels(ctx, out.ImageID, all[i].ImageManifestDescriptor); err != nil {
 		return Container{}, fmt.Errorf("inspect image of container %.12s: %w", id, err)

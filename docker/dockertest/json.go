@@ -111,7 +111,7 @@ func summary(c docker.Container) object {
 		state = "running"
 	}
 	return object{
-		"Id": c.ID, "Names": []string{"/" + c.Name}, "Labels": c.Labels, "State": state, "ImageID": c.ImageID,
+		"Id": c.ID, "Names": []string{"/" + c.Name}, "Labels": c.Labels, "State": state, "Image": c.Image, "ImageID": c.ImageID,
 		"HostConfig": object{"NetworkMode": c.NetworkMode}, "NetworkSettings": object{"Networks": networks(c)},
 	}
 }

@@ -439,6 +439,7 @@ type fakeEngine struct {
 	mu         sync.Mutex
 	containers map[string]docker.Container
 	unlisted   bool // the list is empty
+	moved      bool // tags name other images by now, so that an outline names none
 	down       bool // nobody can connect
 	refuse     error
 	order      []string
@@ -515,8 +516,11 @@ func (e *fakeEngine) Outline(ctx context.Context, id string) (docker.Container, 
 	if !ok || e.broken["outline"] != nil {
 		return docker.Container{}, cmp.Or(e.broken["outline"], fmt.Errorf("list: %w", errdefs.ErrNotFound))
 	}
+	if e.moved {
+		c.Image = ""
+	}
 	return docker.Container{
-		ID: c.ID, Name: c.Name, Labels: c.Labels, ImageID: c.ImageID, ImageLabels: c.ImageLabels, ImageKnown: c.ImageKnown,
+		ID: c.ID, Name: c.Name, Labels: c.Labels, Image: c.Image, ImageID: c.ImageID, ImageLabels: c.ImageLabels, ImageKnown: c.ImageKnown,
 		NetworkMode: c.NetworkMode, Networks: c.Networks, MayRun: c.MayRun, MayRemap: c.MayRemap, FromHost: c.FromHost,
 	}, nil
 }

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/vethwall/vethwall/docker"
+	"github.com/vethwall/vethwall/internal/config"
 	"github.com/vethwall/vethwall/xdp"
 )
 
@@ -128,9 +129,9 @@ func (a *agent) settle(p *port) {
 		a.welcome(p, network)
 	case c == nil || !c.inspected && !c.outlined || c.renamed && len(a.around.conf.Policies) > 0:
 		a.outline(p.id)
-	case !c.asks:
+	case !c.asks && !a.mayBePicked(c):
 		a.welcome(p, network)
-	case !c.inspected && (c.want.live || len(a.around.conf.Policies) > 0):
+	case !c.inspected && (!c.asks || c.want.live || len(a.around.conf.Policies) > 0):
 		// What it wants takes more than its outline: an inspect is out.
 	case p.end == nil && c.want.antispoof && network.Name != gatewayBridge:
 		a.prepare(p, c)
@@ -138,6 +139,15 @@ func (a *agent) settle(p *port) {
 	default:
 		a.filter(c, p, network)
 	}
+}
+
+// mayBePicked reports whether a policy of the configuration may pick c by its image, which an outline need not name.
+func (a *agent) mayBePicked(c *container) bool {
+	return !c.inspected && c.Image == "" && slices.ContainsFunc(a.around.conf.Policies, func(p config.Policy) bool {
+		byImage := p.Pick.Image != ""
+		p.Pick.Image = ""
+		return byImage && p.Pick.Matches(c.Name, "", c.Labels)
+	})
 }
 
 // nobodys releases a port of a bridge that is not Docker's. A list of networks that was asked for after the port came

@@ -621,6 +621,45 @@ func TestRenamedAndStarted(t *testing.T) {
 	})
 }
 
+// TestPickedByImage starts containers before an inspect can say of which image they are: the list says it, unless the image's tag has moved.
+func TestPickedByImage(t *testing.T) {
+	for _, tc := range []struct {
+		name, image string
+		moved       bool
+		atOnce      bool   // released before the inspect
+		device      string // in the end
+	}{
+		{"shop1", "nginx:1", false, false, "open"},
+		{"shop1", "redis:7", false, true, ""},
+		{"shop1", "nginx:1", true, false, "open"},
+		{"shop1", "redis:7", true, false, ""},
+		{"other", "nginx:1", true, true, ""}, // its name alone says that no policy is its
+	} {
+		t.Run(fmt.Sprintf("%s of %s, moved %t", tc.name, tc.image, tc.moved), func(t *testing.T) {
+			inTime(t, nil, func(r *rig) {
+				listBridge(r)
+				r.engine.moved = tc.moved
+				r.conf = "policies:\n- {pick: {name: 'shop*', image: 'nginx:*'}, labels: {xdp.drop: udp}}\n"
+			}, func(r *rig) {
+				c, gate := box(7, false), make(chan struct{})
+				c.Name, c.Image = tc.name, tc.image
+				r.engine.set(func() { r.engine.hang[c.ID] = gate })
+				r.happens(c, docker.ActionCreate)
+				r.attaches(itsEnd(c.ID))
+				r.process(70, 5, c.ID)
+				r.port(in(near(7), 5), itsMAC)
+				r.after(100 * time.Millisecond)
+				r.released(7, tc.atOnce)
+				r.device(7, "")
+				close(gate)
+				r.after(0)
+				r.released(7, true)
+				r.device(7, tc.device)
+			})
+		})
+	}
+}
+
 // TestPortGoes has a port end while it is held.
 func TestPortGoes(t *testing.T) {
 	inTime(t, nil, listBridge, func(r *rig) {

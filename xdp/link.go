@@ -636,8 +636,21 @@ func (f *Filter) Filters(ifindex int) bool {
 	if _, has := f.maps.devices[ifindex]; has {
 		return true
 	}
-	// Of an earlier version, whose maps are not ours.
-	return slices.ContainsFunc(allHooks, func(hook string) bool { return f.links[hookID{ifindex, hook}] != nil })
+	// Of an earlier version, whose maps are not ours. A program by hand alone is no filter.
+	return slices.ContainsFunc(allHooks, func(hook string) bool { return hook != hookByHand && f.links[hookID{ifindex, hook}] != nil })
+}
+
+// Filtered are the devices of which Filters holds, in no order.
+func (f *Filter) Filtered() []int {
+	is := map[int]bool{}
+	for ifindex := range f.maps.devices {
+		is[ifindex] = f.Filters(ifindex)
+	}
+	for id := range f.links {
+		is[id.ifindex] = f.Filters(id.ifindex) // of a resolver that is no device's number
+	}
+	maps.DeleteFunc(is, func(_ int, filtered bool) bool { return !filtered })
+	return slices.Collect(maps.Keys(is))
 }
 
 // Forget removes what belongs to devices that are gone. Others of those that are named stay as they are.

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -765,6 +766,9 @@ func TestByHand(t *testing.T) {
 	defer f.Close()
 	must(t, f.Attach(n.host.Index, Want{Policy: labelled(t, "xdp.drop=tcp"), Mode: Generic}))
 	must(t, AttachByHand(dir, n.host.Index, dropper, Generic))
+	if got := f.Filtered(); !slices.Equal(got, []int{n.host.Index}) {
+		t.Errorf("filtered are %v", got)
+	}
 	must(t, f.Attach(n.host.Index, Want{Policy: labelled(t, "xdp.drop=tcp"), Mode: Generic}))
 	n.wantUDP(false, "dropper.o")
 	r, err := OpenReader(dir)
@@ -794,6 +798,9 @@ func TestByHandAgain(t *testing.T) {
 	for range 2 {
 		must(t, AttachByHand(dir, n.host.Index, udp, Generic))
 		must(t, sweep(f))
+		if got := f.Filtered(); f.Filters(n.host.Index) || len(got) > 0 {
+			t.Errorf("a program by hand alone counts as a filter: %v", got)
+		}
 		if n.arrives("192.0.2.1:0", long) {
 			t.Error("udp.o lets UDP pass")
 		}

@@ -2,11 +2,14 @@ package main
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/vethwall/vethwall/internal/agent"
 	"github.com/vethwall/vethwall/internal/enginetest"
@@ -106,4 +109,62 @@ func TestConfiguration(t *testing.T) {
 			t.Errorf("%+v", a)
 		}
 	})
+}
+
+// TestAsksForNothingAfterAll has containers be filtered by a configuration that does not concern them when Docker says that they run: they are let go.
+func TestAsksForNothingAfterAll(t *testing.T) {
+	t.Parallel()
+	r := newHoldRig(t)
+	const pickWeb = "policies:\n  - {pick: {name: \"*web*\"}, labels: {xdp.egress.drop: udp}}\n"
+	r.v.Configure(pickWeb)
+	r.v.AwaitLog("policies=1")
+	arrives := func(text string) {
+		t.Helper()
+		before := r.arrived(t)[text]
+		r.v.Wait("packets of "+text, func() error {
+			if n := r.arrived(t)[text]; n == before {
+				return fmt.Errorf("%d as before", n)
+			}
+			return nil
+		})
+	}
+	create := func(name string) *enginetest.Container {
+		return r.v.Create(r.image, name, labelled(r.network), steadily(r.to, name)...)
+	}
+	for i := range times(3, 20) {
+		away, stays := create(fmt.Sprintf("web-a%d", i)), create(fmt.Sprintf("web-s%d", i))
+		var wg sync.WaitGroup
+		for c, name := range map[*enginetest.Container]string{away: "db", stays: "web-r"} {
+			wg.Go(func() { _, _ = r.v.Try("start", c.ID) })
+			wg.Go(func() {
+				time.Sleep(time.Duration(i%10) * 40 * time.Millisecond)
+				_, _ = r.v.Try("rename", c.ID, fmt.Sprintf("%s%s%d", enginetest.Prefix, name, i))
+			})
+		}
+		wg.Wait()
+		arrives(fmt.Sprintf("web-a%d", i))
+		if n := r.arrived(t)[fmt.Sprintf("web-s%d", i)]; n > 0 {
+			t.Errorf("%d packets of a container got through that was picked by both its names", n)
+		}
+		r.v.Run("rm", "--force", away.ID, stays.ID)
+	}
+	// The agent is killed when it has filtered one, and the next one has another configuration.
+	r.v.Wait("no filter is left", func() error {
+		if left := r.v.Filtered(); len(left) > 0 {
+			return fmt.Errorf("%v", left)
+		}
+		return nil
+	})
+	killed := create("web-killed")
+	go func() { _, _ = r.v.Try("start", killed.ID) }()
+	r.v.Wait("its filter", func() error {
+		if len(r.v.Filtered()) == 0 {
+			return errors.New("none")
+		}
+		return nil
+	})
+	r.v.EndAgent(syscall.SIGKILL)
+	r.v.Configure("{}")
+	r.v.StartAgent("-v")
+	arrives("web-killed")
 }

@@ -65,6 +65,7 @@ type kernel interface {
 	CloseResolverTo(id string, ifindex int, udp, tcp bool) error
 	SweepResolver(known func(id string) bool) error
 	Filters(ifindex int) bool
+	Filtered() []int
 	ByHand(ifindex int) bool
 	Both(ifindex int) bool
 	Bound(answered int) error
@@ -223,6 +224,7 @@ type agent struct {
 
 	containers  map[string]*container
 	records     map[string]string // what stands in the kernel of containers that are none of these
+	strays      map[int]bool      // devices that an agent before this one has filtered and recorded of nobody
 	dirty       map[string]bool   // containers to look at
 	sweep       bool              // devices may be gone
 	swept       time.Time         // when that was looked after
@@ -299,7 +301,7 @@ func newAgent(k kernel, h holder, o Options) *agent {
 		watchRules:   func(ctx context.Context, ring func()) { xdp.WatchRules(ctx, o.Log, ring) },
 		watchOthers:  func(ctx context.Context, ring func()) { xdp.WatchOthers(ctx, o.Log, ring, ends) },
 		detachByHand: func(ifindex int) error { return xdp.DetachByHand(o.Dir, ifindex) }, noLayouts: xdp.HasLayouts(),
-		containers: map[string]*container{}, records: map[string]string{}, dirty: map[string]bool{}, touched: newTouched(), compiled: map[string][]compiled{}, hostStale: true,
+		containers: map[string]*container{}, records: map[string]string{}, strays: map[int]bool{}, dirty: map[string]bool{}, touched: newTouched(), compiled: map[string][]compiled{}, hostStale: true,
 		plain: map[string]bool{}, held: map[int]*port{}, attaching: map[string]bool{}, outlining: map[string]bool{},
 		ports: map[int]xdp.Port{}, nameless: map[int]time.Time{}, guarded: map[string]bool{}, members: map[string]members{}, asked: map[int]bool{},
 		lane: make(chan *leftover, laneDepth), news: make(chan func(), 64), slots: make(chan struct{}, inspectors), bell: make(chan struct{}, 1), ended: make(chan struct{}),

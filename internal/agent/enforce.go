@@ -57,32 +57,40 @@ func (a *agent) rethink(c *container) {
 	}
 }
 
-// release takes the filters off a running container that had asked for them, under a configuration that did. It is
-// false where that failed; the next look tries again.
+// release takes the filters off a running container that asks for none. It may have asked for one under another configuration or name, or have
+// been closed before it was known; nobody need have recorded that. It is false where that failed; the next look tries again.
 func (a *agent) release(c *container, veths namespaces) bool {
-	if c.saved == "" && c.told.ID == "" || shares(c.NetworkMode) {
+	if shares(c.NetworkMode) {
 		return true
 	}
 	a.giveUp(c, nil)
-	found, path, err := vethsOf(c.Container, veths, a.proc)
-	if errors.Is(err, xdp.ErrOwnNamespace) {
+	told, first := c.saved != "" || c.told.ID != "", c.path == ""
+	found, path, err := a.vethsOf(c, veths)
+	if errors.Is(err, xdp.ErrOwnNamespace) || err != nil && !told {
 		return true
 	}
 	if len(found) > 0 {
+		c.devices, c.nsid, c.path = indexes(found), found[0].NsID, path
+	}
+	if len(found) > 0 && (told || first || c.resolver != resolverState{}) {
 		// First, because what closes it counts under a device's block; an agent before this one may have done it.
 		err = errors.Join(err, a.kernel.CloseResolver(path, found[0].Index, false, false))
 		c.resolver = resolverState{}
 	}
 	for _, v := range found {
 		if a.kernel.Filters(v.Index) {
+			told = true
 			err = errors.Join(err, a.hold.Unguard(v.Index), a.kernel.Detach(v.Index))
 		}
 	}
 	if err != nil {
+		c.path = ""
 		a.log.Warn("cannot take the filter off a container that asks for none; trying again", "container", c.Name, "id", short(c.ID), "error", err)
 		return false
 	}
-	a.log.Info("not filtered any more", "container", c.Name, "id", short(c.ID))
+	if told {
+		a.log.Info("not filtered any more", "container", c.Name, "id", short(c.ID))
+	}
 	return true
 }
 
@@ -126,6 +134,7 @@ func (a *agent) interfaces(c *container, veths namespaces) (out []Interface, kno
 	maps.DeleteFunc(c.hasty, func(ifindex int, _ bool) bool { return !slices.Contains(c.devices, ifindex) })
 	networks := place(c.Networks, found, a.around.bridge)
 	for _, v := range found {
+		delete(a.strays, v.Index)
 		i := Interface{Network: networks[v.Index], Ifname: v.Name, Ifindex: v.Index, State: Enforced}
 		before, filtered := a.filtered(c, i)
 		switch {

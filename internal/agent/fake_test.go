@@ -223,6 +223,12 @@ func (k *fakeKernel) Filters(ifindex int) bool {
 	return k.attached[ifindex] != ""
 }
 
+func (k *fakeKernel) Filtered() []int {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return slices.Collect(maps.Keys(k.attached))
+}
+
 func (k *fakeKernel) ByHand(ifindex int) bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()

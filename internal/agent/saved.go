@@ -15,13 +15,26 @@ func (a *agent) adopt() {
 	if err != nil {
 		a.log.Warn("cannot read the records of the agent before this one", "error", err)
 	}
+	for _, ifindex := range a.kernel.Filtered() {
+		a.strays[ifindex] = true
+	}
 	for id, text := range records {
-		if _, err := ParseRecord(text); err == nil {
+		if r, err := ParseRecord(text); err == nil {
 			a.records[id] = string(text)
+			for _, i := range r.Interfaces {
+				delete(a.strays, i.Ifindex)
+			}
 		} else if err := a.kernel.DeleteRecord(id); err != nil {
 			a.log.Warn("cannot delete a damaged record", "id", short(id), "error", err)
 		}
 	}
+}
+
+// anyStrays reports whether a device has a filter still that an agent before this one has recorded of nobody: it may be any container's, and that
+// need not ask for one.
+func (a *agent) anyStrays() bool {
+	maps.DeleteFunc(a.strays, func(ifindex int, _ bool) bool { return !a.kernel.Filters(ifindex) })
+	return len(a.strays) > 0
 }
 
 // save writes a record that has changed, and tells the log what a user would want to know.

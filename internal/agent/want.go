@@ -306,10 +306,10 @@ func OneLine(err error) string {
 func short(id string) string { return id[:min(12, len(id))] }
 
 // worthAsking tells from labels alone whether a container is worth an inspect. One that was filtered by the agent before
-// this one is, because that one may have had another configuration.
+// this one is, because that one may have had another configuration, and each is while nobody knows whom that one has filtered.
 func (a *agent) worthAsking(id string, labels map[string]string) bool {
 	conf := a.around.conf
-	return conf.Floor != nil || len(conf.Policies) > 0 || a.records[id] != "" || asksAtAll(labels)
+	return conf.Floor != nil || len(conf.Policies) > 0 || a.records[id] != "" || asksAtAll(labels) || a.anyStrays()
 }
 
 // asksAtAll tells whether labels ask for a filter. xdp.enable may be the image's, which switches nothing off: only Stack,

@@ -190,8 +190,6 @@ type container struct {
 	pastTrouble string // as trouble
 	// guardTrouble is as trouble.
 	guardTrouble string
-	// hasty are devices that were filtered before Docker had said whether one hook is enough.
-	hasty map[int]bool
 }
 
 type agent struct {

@@ -285,7 +285,7 @@ func (a *agent) part(c *container) {
 // meet takes up a container, with what an agent before this one has recorded of it.
 func (a *agent) meet(id string) *container {
 	c := &container{
-		Container: docker.Container{ID: id}, stale: true, nsid: -1, late: map[int]uint64{}, rests: map[int]*leftover{}, uninvited: map[int]time.Time{}, hasty: map[int]bool{}, saved: a.records[id],
+		Container: docker.Container{ID: id}, stale: true, nsid: -1, late: map[int]uint64{}, rests: map[int]*leftover{}, uninvited: map[int]time.Time{}, saved: a.records[id],
 	}
 	delete(a.records, id)
 	if r, err := ParseRecord([]byte(c.saved)); err == nil {

@@ -131,7 +131,6 @@ func (a *agent) interfaces(c *container, veths namespaces) (out []Interface, kno
 	maps.DeleteFunc(c.late, func(ifindex int, _ uint64) bool { return !slices.Contains(c.devices, ifindex) })
 	a.giveUp(c, c.devices)
 	maps.DeleteFunc(c.uninvited, func(ifindex int, _ time.Time) bool { return !slices.Contains(c.devices, ifindex) })
-	maps.DeleteFunc(c.hasty, func(ifindex int, _ bool) bool { return !slices.Contains(c.devices, ifindex) })
 	networks := place(c.Networks, found, a.around.bridge)
 	for _, v := range found {
 		delete(a.strays, v.Index)
@@ -240,14 +239,16 @@ func (a *agent) attach(c *container, i *Interface, bridge string, siblings []int
 		a.log.Warn("a program by hand gives way to xdp.program", "container", c.Name, "id", short(c.ID), "veth", i.Ifname)
 	}
 	unseen, held := a.hold.Unseen(i.Ifindex)
-	known := a.kernel.Filters(i.Ifindex)
+	known, ways := a.kernel.Filters(i.Ifindex), a.waysAround(c, i.Ifindex)
 	r, opened, err := a.begin(c, i.Ifindex, want)
 	if err != nil {
 		return a.shut(c, i, OneLine(err))
 	}
-	a.thinkAgain(c, i, r == nil)
 	if c.want.pastBoth && r == nil && bridge != "" {
 		a.guardPort(c, i)
+	}
+	if known && ways > 0 && a.waysAround(c, i.Ifindex) < ways {
+		a.forgetBegun(c, i)
 	}
 	i.State, i.Error = a.attached(c, i.Ifindex)
 	// What has passed is counted when the first program is there that judges what is sent.
@@ -272,18 +273,22 @@ func (a *agent) attach(c *container, i *Interface, bridge string, siblings []int
 	return nil
 }
 
-// thinkAgain is called when a filter of c is in force, whole or in part. What it has sent around one hook before it was known that it takes two
-// may have been answered, and is no conversation that it was asked for.
-func (a *agent) thinkAgain(c *container, i *Interface, whole bool) {
-	switch {
-	case !c.inspected:
-		c.hasty[i.Ifindex] = !c.want.both
-	case whole && c.hasty[i.Ifindex]:
-		if delete(c.hasty, i.Ifindex); c.want.both {
-			err := a.kernel.ForgetConversations(i.Ifindex)
-			a.complain(&c.guardTrouble, err, "cannot forget what a container may have begun past its filter", "container", c.Name, "id", short(c.ID), "veth", i.Ifname)
-		}
+// waysAround is how many ways around what judges a device of c are open that somebody in there may know to go.
+func (a *agent) waysAround(c *container, ifindex int) (n int) {
+	if c.want.both && !a.kernel.Both(ifindex) {
+		n++
 	}
+	if c.want.pastBoth && !a.hold.Guarded(ifindex) {
+		n++
+	}
+	return n
+}
+
+// forgetBegun is called when a way around a filter of c has been closed, which was open while Docker had not said who is in there, or somebody else
+// kept it open. What was sent that way may have been answered, and is no conversation that c was asked for.
+func (a *agent) forgetBegun(c *container, i *Interface) {
+	err := a.kernel.ForgetConversations(i.Ifindex)
+	a.complain(&c.guardTrouble, err, "cannot forget what a container may have begun past its filter", "container", c.Name, "id", short(c.ID), "veth", i.Ifname)
 }
 
 // guardPort has nothing pass that gets around both hooks of a port of c.

@@ -238,7 +238,8 @@ func (k *fakeKernel) ByHand(ifindex int) bool {
 func (k *fakeKernel) Both(ifindex int) bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	return k.last[ifindex].BothHooks && !k.foreign[ifindex] && !k.byHand[ifindex]
+	w := k.last[ifindex]
+	return (w.BothHooks || w.Raw) && k.attached[ifindex] != "half" && !k.foreign[ifindex] && !k.byHand[ifindex]
 }
 
 func (k *fakeKernel) detachByHand(ifindex int) error {

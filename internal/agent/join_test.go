@@ -3,8 +3,10 @@ package agent
 import (
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/vethwall/vethwall/docker"
+	"github.com/vethwall/vethwall/xdp"
 )
 
 // joiner is a container without labels that joins another's network.
@@ -139,6 +141,54 @@ func TestJoinerBeforeARestartOfTheAgent(t *testing.T) {
 	inTime(t, []docker.Container{started(owner, 11)}, func(r *rig) { r.kernel.records = records }, func(r *rig) {
 		r.wantHeld(started(owner, 11), false, "")
 	})
+}
+
+// What a joiner may have begun around what judges its owner before Docker told of it is forgotten when that way is closed, once. So it is by an agent that
+// comes later.
+func TestJoinerBegan(t *testing.T) {
+	kata := func(c *docker.Container) { c.Runtime = "kata" }
+	remapped := func(c *docker.Container) { netAdminToo(c); c.UserNS = true }
+	for name, tc := range map[string]struct {
+		drops  []string // the owner's
+		joins  func(*docker.Container)
+		slow   bool // the kernel takes long for tc
+		forget int
+	}{
+		"plain":                        {[]string{"NET_RAW"}, nil, false, 0},
+		"around one hook":              {[]string{"NET_RAW"}, kata, false, 1},
+		"around one hook, slowly":      {[]string{"NET_RAW"}, kata, true, 1},
+		"where there are two":          {nil, kata, false, 0},
+		"around both":                  {nil, remapped, false, 1},
+		"around one or both":           {[]string{"NET_RAW"}, remapped, false, 1},
+		"around one or both, and slow": {[]string{"NET_RAW"}, remapped, true, 1},
+	} {
+		for _, before := range []bool{false, true} { // the agent
+			owner := box(10, true, "xdp.egress.allow=53/udp")
+			owner.CapDrop = tc.drops
+			comes := joiner(20, true, owner.ID, tc.joins)
+			comes.CapDrop = tc.drops
+			all := []docker.Container{owner}
+			if before {
+				all = append(all, comes)
+			}
+			inTime(t, all, func(r *rig) {
+				r.kernel.slow[10] = tc.slow
+				if before {
+					r.kernel.attached[10], r.kernel.last[10] = "open", xdp.Want{Raw: tc.drops == nil}
+				}
+			}, func(r *rig) {
+				r.after(time.Second)
+				if !before {
+					r.happens(comes, docker.ActionCreate, docker.ActionStart)
+				}
+				r.after(3 * resync)
+				r.want(owner, enforced10)
+				if n := r.kernel.count("forget conversations 10"); n != tc.forget {
+					t.Errorf("%s, before the agent %t: forgotten %d times, want %d", name, before, n, tc.forget)
+				}
+			})
+		}
+	}
 }
 
 // Where nobody asks for a filter nobody is asked about.

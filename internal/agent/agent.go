@@ -299,7 +299,7 @@ func newAgent(k kernel, h holder, o Options) *agent {
 		watchRules:   func(ctx context.Context, ring func()) { xdp.WatchRules(ctx, o.Log, ring) },
 		watchOthers:  func(ctx context.Context, ring func()) { xdp.WatchOthers(ctx, o.Log, ring, ends) },
 		detachByHand: func(ifindex int) error { return xdp.DetachByHand(o.Dir, ifindex) }, noLayouts: xdp.HasLayouts(),
-		containers: map[string]*container{}, records: map[string]string{}, strays: map[int]bool{}, dirty: map[string]bool{}, touched: newTouched(), compiled: map[string][]compiled{}, hostStale: true,
+		containers: map[string]*container{}, records: map[string]string{}, strays: map[int]bool{}, around: surroundings{chosen: map[string]string{}}, dirty: map[string]bool{}, touched: newTouched(), compiled: map[string][]compiled{}, hostStale: true,
 		plain: map[string]bool{}, held: map[int]*port{}, attaching: map[string]bool{}, outlining: map[string]bool{},
 		ports: map[int]xdp.Port{}, nameless: map[int]time.Time{}, guarded: map[string]bool{}, members: map[string]members{}, asked: map[int]bool{},
 		lane: make(chan *leftover, laneDepth), news: make(chan func(), 64), slots: make(chan struct{}, inspectors), bell: make(chan struct{}, 1), ended: make(chan struct{}),

@@ -457,6 +457,7 @@ type fakeEngine struct {
 	deaf       chan struct{}    // inspects wait, whatever becomes of who asked, and answer what was so when they began
 	broken     map[string]error // "list", "networks" or an id
 	networks   []docker.Network
+	half       map[string]bool                // networks, by id, that the list lacks
 	attached   map[string][]docker.Attachment // by network
 	streams    map[chan docker.Event]context.CancelFunc
 }
@@ -536,12 +537,18 @@ func (e *fakeEngine) Attachments(ctx context.Context, networkID string) ([]docke
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.order = append(e.order, "attachments")
-	return slices.Clone(e.attached[networkID]), e.broken["attachments"]
+	for _, n := range e.networks {
+		if n.Name == networkID || strings.HasPrefix(n.ID, networkID) {
+			return slices.Clone(e.attached[n.ID]), e.broken["attachments"]
+		}
+	}
+	return nil, fmt.Errorf("inspect network: %w", errdefs.ErrNotFound)
 }
 
 func (e *fakeEngine) Networks(ctx context.Context) ([]docker.Network, error) {
 	e.mu.Lock()
 	networks, err, hang := slices.Clone(e.networks), e.broken["networks"], e.hang["networks"]
+	networks = slices.DeleteFunc(networks, func(n docker.Network) bool { return e.half[n.ID] })
 	e.mu.Unlock()
 	return networks, cmp.Or(err, waitFor(ctx, hang))
 }

@@ -1,12 +1,14 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"github.com/vethwall/vethwall/docker"
 	"github.com/vethwall/vethwall/internal/config"
@@ -18,6 +20,7 @@ import (
 type surroundings struct {
 	networks map[string]docker.Network // by id; nil until Docker has listed them
 	lists    int                       // how often it has
+	chosen   map[string]string         // by the bridges that do not have the names that Docker makes, ids of networks, of all that it has listed
 	host     *host                     // nil until it could be read
 	lately   []lately                  // whom it has named as resolvers before
 	conf     config.Config
@@ -280,6 +283,9 @@ func (a *agent) learnNetworks(networks []docker.Network) {
 	byID := make(map[string]docker.Network, len(networks))
 	for _, n := range networks {
 		byID[n.ID] = n
+		if n.Bridge != "" && madeOf(n.Bridge) == "" {
+			a.around.chosen[n.Bridge] = n.ID
+		}
 	}
 	same := func(a, b docker.Network) bool {
 		return slices.Equal(a.Subnets, b.Subnets) && slices.Equal(a.Gateways, b.Gateways) && a.Bridge == b.Bridge
@@ -312,6 +318,29 @@ func (s surroundings) behind(bridge string) (docker.Network, bool) {
 		}
 	}
 	return docker.Network{}, false
+}
+
+// madeOf is the beginning of the id of which Docker has made a bridge's name, "" where it is not so made.
+func madeOf(bridge string) string {
+	id, made := strings.CutPrefix(bridge, "br-")
+	if !made || len(id) != 12 || strings.Trim(id, "0123456789abcdef") != "" {
+		return ""
+	}
+	return id
+}
+
+// lacking is by which id or name to ask for the network of a bridge that no network in the last list has, "" where it is none of Docker's.
+func (s surroundings) lacking(bridge string) string {
+	id := cmp.Or(s.chosen[bridge], madeOf(bridge))
+	if bridge != "docker0" || id != "" {
+		return id
+	}
+	for _, n := range s.networks {
+		if n.Name == "bridge" {
+			return "" // and its bridge is another one
+		}
+	}
+	return "bridge"
 }
 
 // filtered is what the record says of a device that has a filter, or is closed by one. One that was not in the same

@@ -48,6 +48,7 @@ type port struct {
 	end      *docker.Attachment  // the one of them that is its other end, nil until known
 	news     bool                // there is something new to recognise it by
 	silent   bool                // the network has not said what there is
+	foreign  bool                // the engine has no such network
 	prepared bool                // has hooks, which let pass what the hold does, or gets them
 	coming   *leftover           // those, while they are being attached
 	asking   bool                // for the address of its other end
@@ -150,15 +151,28 @@ func (a *agent) mayBePicked(c *container) bool {
 	})
 }
 
-// nobodys releases a port of a bridge that is not Docker's. A list of networks that was asked for after the port came
-// decides that.
+// nobodys releases a port of a bridge that is not Docker's. A list of networks that was asked for after the port came decides that; where the bridge
+// has been Docker's, or its name is one that Docker gives, the network itself is asked for, too: a list may be half of one. While it is there, and the
+// list lacks it, the port waits, unless its container asks for nothing.
 func (a *agent) nobodys(p *port) {
+	id := a.around.lacking(p.Bridge)
 	switch {
 	case p.lists == 0:
 		p.lists = a.freshNetworks()
-	case a.around.lists >= p.lists:
+	case a.around.lists < p.lists:
+		// on its way
+	case id == "" || p.foreign || a.asksForNothing(p.id):
 		a.letGo(p)
+	case !p.resting && !a.attaching[id]:
+		p.lists = a.freshNetworks()
+		a.askAttachments(docker.Network{ID: id, Name: p.Bridge, Bridge: p.Bridge})
 	}
+}
+
+// asksForNothing reports whether Docker has said of a container all that it takes to know that it asks for no filter.
+func (a *agent) asksForNothing(id string) bool {
+	c := a.containers[id]
+	return a.plain[id] || c != nil && c.inspected && !c.renamed && !c.asks
 }
 
 // filter puts the policy of a container into force on one of its ports, before its process runs, and releases the port.

@@ -351,6 +351,79 @@ func TestListedTooEarly(t *testing.T) {
 	})
 }
 
+// TestHalfOfTheNetworks has a list of networks lack one, to whose bridge a port comes: only where the engine has no such network the bridge is nobody's.
+func TestHalfOfTheNetworks(t *testing.T) {
+	other := docker.Network{ID: "0123456789ab" + bridge.ID[12:], Name: "shop", Driver: "bridge", Bridge: "br-0123456789ab"}
+	chosen := other
+	chosen.Bridge = "shop0"
+	for _, tc := range []struct {
+		name    string
+		network docker.Network
+		bridge  string // of the port
+		before  bool   // a list has had it
+		waits   bool
+	}{
+		{"made by Docker", other, other.Bridge, false, true},
+		{"made by another engine", other, "br-0123456789ac", false, false},
+		{"named otherwise", other, "br-0123456789abc", false, false},
+		{"chosen, and listed before", chosen, "shop0", true, true},
+		{"chosen, and never listed", chosen, "shop0", false, false},
+		{"the default one", bridge, "docker0", false, true},
+		{"the default one, listed before", bridge, "docker0", true, true},
+		{"another engine's default one", docker.Network{ID: bridge.ID, Name: "bridge", Driver: "bridge", Bridge: "mine0"}, "docker0", true, false},
+	} {
+		for label, device := range map[string]string{"xdp.drop=udp": "open", "other=label": ""} {
+			t.Run(tc.name+", "+label, func(t *testing.T) {
+				inTime(t, nil, func(r *rig) {
+					r.engine.networks = []docker.Network{tc.network, {ID: "d" + bridge.ID[1:], Name: "host", Driver: "host"}}
+					r.engine.half = map[string]bool{tc.network.ID: !tc.before}
+				}, func(r *rig) {
+					if r.engine.set(func() { r.engine.half[tc.network.ID] = tc.bridge != "docker0" || tc.waits }); tc.before {
+						r.engine.emit(docker.ActionNetworks, "")
+						r.after(0)
+					}
+					c := box(7, false, label)
+					c.Networks[0].NetworkID, c.Networks[0].Network = tc.network.ID, tc.network.Name
+					r.happens(c, docker.ActionCreate)
+					r.engine.set(func() { r.engine.attached[tc.network.ID] = []docker.Attachment{itsEnd(c.ID)} })
+					p := in(near(7), 7)
+					p.Bridge = tc.bridge
+					r.port(p, itsMAC)
+					r.after(4 * time.Second)
+					if r.released(7, !tc.waits || device == ""); !tc.waits {
+						return
+					}
+					r.device(7, "")
+					up := started(c, 7)
+					up.Networks[0].MAC, up.Networks[0].Addrs = itsMAC, []netip.Addr{itsAddr}
+					r.happens(up, docker.ActionStart)
+					r.released(7, true)
+					r.device(7, device)
+				})
+			})
+		}
+	}
+}
+
+// TestHalfThenWhole has the list name the network a moment later.
+func TestHalfThenWhole(t *testing.T) {
+	inTime(t, nil, func(r *rig) {
+		r.engine.networks = []docker.Network{bridge, {ID: "d" + bridge.ID[1:], Name: "host", Driver: "host"}}
+		r.engine.half = map[string]bool{bridge.ID: true}
+	}, func(r *rig) {
+		c := box(7, false, "xdp.drop=udp")
+		r.happens(c, docker.ActionCreate)
+		r.attaches(itsEnd(c.ID))
+		r.port(in(near(7), 7), itsMAC)
+		r.after(time.Second)
+		r.released(7, false)
+		r.engine.set(func() { clear(r.engine.half) })
+		r.after(latest + time.Millisecond)
+		r.released(7, true)
+		r.device(7, "open")
+	})
+}
+
 // TestJoinerIsNotTheOwner finds processes of two containers in one namespace, or of the one that has joined alone: the network knows
 // whose its veth is.
 func TestJoinerIsNotTheOwner(t *testing.T) {

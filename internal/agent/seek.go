@@ -185,7 +185,7 @@ func (a *agent) askAttachments(n docker.Network) {
 			}
 			for _, p := range ports {
 				p.ends, p.news = ends, true
-				p.silent = err != nil
+				p.silent, p.foreign = err != nil, errdefs.IsNotFound(err)
 				a.rest(p)
 			}
 			a.settlePorts()

@@ -128,7 +128,9 @@ func (a *agent) interfaces(c *container, veths namespaces) (out []Interface, kno
 	if c.devices, c.nsid = indexes(found), -1; len(found) > len(strayed) {
 		c.nsid, c.path = found[0].NsID, path
 	}
-	maps.DeleteFunc(c.late, func(ifindex int, _ uint64) bool { return !slices.Contains(c.devices, ifindex) })
+	maps.DeleteFunc(c.late, func(ifindex int, _ uint64) bool {
+		return !slices.Contains(c.devices, ifindex) && !a.kernel.Filters(ifindex) // of a port that was filtered as it came an older list does not know
+	})
 	a.giveUp(c, c.devices)
 	maps.DeleteFunc(c.uninvited, func(ifindex int, _ time.Time) bool { return !slices.Contains(c.devices, ifindex) })
 	networks := place(c.Networks, found, a.around.bridge)

@@ -324,10 +324,18 @@ func (a *agent) freed(c *container, i Interface) {
 func (a *agent) letGo(p *port) {
 	a.introduceHeld(p)
 	delete(a.held, p.Index)
-	a.log.Debug("a new port may send", "port", p.Name, "id", short(p.id), "held", time.Since(p.live), "prepared", p.prepared)
+	a.log.Debug("a new port may send", "port", p.Name, "id", short(p.id), "held", p.heldFor(), "prepared", p.prepared)
 	if err := a.hold.Release(p.Index); err != nil {
 		a.log.Warn("cannot release a port; it is held for 5 s at most", "port", p.Name, "error", err)
 	}
+}
+
+// heldFor is how long the hold was in the way of a port so far.
+func (p *port) heldFor() time.Duration {
+	if p.live.IsZero() {
+		return 0
+	}
+	return time.Since(p.live)
 }
 
 // expire ends the hold of a port that nobody has settled in time. That of a container that asks for a filter is closed: its

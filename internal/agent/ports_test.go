@@ -649,6 +649,63 @@ func TestHeldByXDP(t *testing.T) {
 	})
 }
 
+// TestLateOfANewPort has a port be filtered that was faster than what holds it, while a list is on its way that lacks it: how much has passed is not
+// forgotten over that.
+func TestLateOfANewPort(t *testing.T) {
+	c := joined(box(10, true, "xdp.drop=udp"), "other")
+	one := c
+	one.Networks = c.Networks[:1]
+	other := docker.Network{ID: c.Networks[1].NetworkID, Name: "other", Driver: "bridge", Bridge: surroundings{}.bridge(c.Networks[1])}
+	inTime(t, []docker.Container{one}, func(r *rig) {
+		r.engine.networks = []docker.Network{bridge, other}
+		r.kernel.hold.way, r.kernel.hold.unseen = xdp.HeldXDP, 2
+	}, func(r *rig) {
+		r.want(c, enforced10)
+		gate, first, list := make(chan struct{}), true, r.agent.list
+		r.agent.list = func() (links, error) {
+			l, err := list()
+			if first {
+				first, l.veths = false, oldVeths{r.kernel, vethsFor(one)}
+				<-gate
+			}
+			return l, err
+		}
+		r.port(near(5), nil)                     // is held
+		r.tells(xdp.Change{Index: 10, NsID: 10}) // so this is listed beside the loop
+		r.engine.set(func() { r.engine.containers[c.ID], r.engine.attached[other.ID] = c, []docker.Attachment{itsEnd(c.ID)} })
+		r.plug(c)
+		r.process(70, 10, c.ID)
+		p := in(near(11), 10)
+		p.Bridge = other.Bridge
+		r.port(p, itsMAC)
+		r.after(20 * time.Millisecond)
+		r.released(11, true)
+		r.device(11, "open")
+		close(gate)
+		r.after(time.Second)
+		r.want(c, "late [bridge enforced 10:open] [other late 11:open]")
+		r.plug(one)
+		r.happens(one, docker.ActionDisconnect)
+		r.kernel.hold.set(func() { delete(r.kernel.hold.ports, 11) })
+		r.tells(xdp.Change{Index: 11, Gone: true, NsID: -1})
+		r.after(resync)
+		r.want(c, enforced10)
+		if n := len(r.agent.containers[c.ID].late); n > 0 {
+			t.Errorf("%d devices that are gone are late", n)
+		}
+	})
+}
+
+// TestHeldFor is for a port by which nothing could come yet.
+func TestHeldFor(t *testing.T) {
+	if got := (&port{}).heldFor(); got != 0 {
+		t.Errorf("held for %v", got)
+	}
+	if got := (&port{live: time.Now().Add(-time.Minute)}).heldFor(); got < time.Minute {
+		t.Errorf("held for %v", got)
+	}
+}
+
 // TestAgentWasStopped looks at everything when the hold has ended meanwhile.
 func TestAgentWasStopped(t *testing.T) {
 	inTime(t, nil, listBridge, func(r *rig) {

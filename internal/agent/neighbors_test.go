@@ -84,6 +84,27 @@ func TestNeighborsAreKnown(t *testing.T) {
 	})
 }
 
+// TestNeighborsOfHalfAList has the list of networks lack one whose neighbours are judged, while a port comes there: the host keeps its addresses.
+func TestNeighborsOfHalfAList(t *testing.T) {
+	inTime(t, []docker.Container{box(7, true, "xdp.ingress.drop=udp")}, func(r *rig) {
+		guarding(r)
+		r.engine.networks = append(r.engine.networks, docker.Network{ID: "d" + bridge.ID[1:], Name: "host", Driver: "host"})
+	}, func(r *rig) {
+		asked := len(r.engine.order)
+		r.engine.set(func() { r.engine.half = map[string]bool{bridge.ID: true} })
+		r.engine.emit(docker.ActionNetworks, "")
+		p := in(near(9), 9)
+		p.Master = bridgeIndex
+		r.port(p, nil)
+		r.after(time.Second)
+		if !slices.Contains(r.engine.order[asked:], "attachments") {
+			t.Error("the network is not asked for by itself")
+		}
+		r.knows(bridgeIndex, []netip.Addr{netip.MustParseAddr("192.0.2.1")})
+		r.knows(8, addresses8)
+	})
+}
+
 // TestRoutesBack has an engine without a proxy for published ports.
 func TestRoutesBack(t *testing.T) {
 	for _, hairpin := range []bool{false, true} {

@@ -180,8 +180,9 @@ func (a *agent) askAttachments(n docker.Network) {
 			if a.session == s && !errdefs.IsNotFound(err) {
 				a.complain(&s.attachTrouble, err, "cannot ask a network what is attached to it", "network", n.Name)
 			}
-			if err == nil && a.guarded[n.Bridge] {
-				a.introduce(n, ends)
+			// Of a network that the list lacks it is not known which addresses there are the host's.
+			if now, listed := a.around.behind(n.Bridge); err == nil && listed && a.guarded[n.Bridge] {
+				a.introduce(now, ends)
 			}
 			for _, p := range ports {
 				p.ends, p.news = ends, true

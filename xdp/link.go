@@ -237,7 +237,8 @@ func (f *Filter) Both(ifindex int) bool {
 
 // bits are those of a device's identity.
 func (f *Filter) bits(ifindex int) (bits uint16) {
-	if f.Both(ifindex) {
+	// Beside a program by hand that says nothing to the programs: DetachByHand goes by what was before.
+	if f.Both(ifindex) || f.ByHand(ifindex) && f.maps.identities[f.maps.devices[ifindex].Counters].Own&twoHooks != 0 {
 		bits |= twoHooks
 	}
 	if f.guarded[ifindex] {

@@ -785,6 +785,30 @@ func TestByHand(t *testing.T) {
 	n.wantUDP(false, "next policy")
 }
 
+// TestByHandBesideBothHooks has an agent look while a program by hand is there: when that goes tc ingress stays, where it followed XDP before.
+func TestByHandBesideBothHooks(t *testing.T) {
+	udp, err := LoadObject("../examples/article/udp.o", "")
+	must(t, err)
+	defer udp.Close()
+	for _, raw := range []bool{true, false} {
+		n := newNetwork(t)
+		dir := bpffs(t)
+		f := open(t, dir)
+		defer f.Close()
+		w := Want{Policy: labelled(t, "xdp.egress.drop=tcp"), Raw: raw}
+		must(t, f.Attach(n.host.Index, w))
+		must(t, AttachByHand(dir, n.host.Index, udp, Generic))
+		delete(f.standing, n.host.Index) // as if it were later
+		must(t, f.Attach(n.host.Index, w))
+		must(t, DetachByHand(dir, n.host.Index))
+		if got := f.has(hookID{n.host.Index, hookSent}); got != raw {
+			t.Errorf("raw frames %t: at tc ingress: %t", raw, got)
+		}
+		must(t, f.Attach(n.host.Index, w))
+		n.wantUDP(true, "drop=tcp")
+	}
+}
+
 // TestByHandAgain attaches, detaches and attaches again beside an agent that has seen the first program: the second one
 // and its pin stay.
 func TestByHandAgain(t *testing.T) {

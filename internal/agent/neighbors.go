@@ -56,6 +56,12 @@ type members struct {
 	ends   []docker.Attachment
 }
 
+func (m members) same(o members) bool {
+	return m.bridge == o.bridge && slices.EqualFunc(m.ends, o.ends, func(x, y docker.Attachment) bool {
+		return x.ContainerID == y.ContainerID && bytes.Equal(x.MAC, y.MAC) && slices.Equal(x.Addrs, y.Addrs)
+	})
+}
+
 // introduce tells the kernel who is behind the ports of a network, of which ends are all that is attached to it. A port that is
 // held is told of when it is released. A list that lacks somebody changes nothing for him, and nobody gets by it what another
 // port has: he may have taken the other's MAC.
@@ -89,8 +95,11 @@ func (a *agent) introduce(n docker.Network, ends []docker.Attachment) {
 			nameless = append(nameless, ports...) // one has taken the other's MAC
 		}
 	}
+	before := a.members[n.ID]
 	a.members[n.ID] = members{bridge, ends}
-	errs = append(errs, a.setApart(n)...)
+	if len(a.held) == 0 || !before.same(a.members[n.ID]) { // it looks at every container, for which a port that is held need not wait
+		errs = append(errs, a.setApart(n)...)
+	}
 	for _, ifindex := range nameless {
 		// A list may be older than a port, or its network slow to name what is behind it.
 		since, before := a.nameless[ifindex]
@@ -107,6 +116,9 @@ func (a *agent) introduce(n docker.Network, ends []docker.Attachment) {
 // one network in the name of somebody on another.
 func (a *agent) setApart(n docker.Network) (errs []error) {
 	maps.DeleteFunc(a.members, func(id string, _ members) bool { _, there := a.around.networks[id]; return !there })
+	if len(a.members) < 2 {
+		return nil
+	}
 	others := map[string]bool{}
 	for _, c := range a.containers {
 		judges := c.want.watches(n.Name) && slices.ContainsFunc(c.Networks, func(e docker.Endpoint) bool { return e.NetworkID == n.ID })

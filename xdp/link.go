@@ -334,9 +334,9 @@ type standing struct {
 	asked    time.Time                 // when the kernel has said so last
 }
 
-// askAgain is how long what the kernel says of a link is believed. The events of one start come within that, and each question waits for
-// the lock of all of networking, by which engines make the devices of others.
-const askAgain = time.Second
+// askAgain is how long what the kernel says of a link is believed: less than an agent's looks are apart. The events of one start come within that, where
+// an engine starts many, too, and each question waits for the lock of all of networking, by which it makes the devices of others.
+const askAgain = 5 * time.Second
 
 func (f *Filter) whatStands(ifindex int, w Want) standing {
 	s := standing{want: w, entry: f.maps.devices[ifindex], programs: map[string]ebpf.ProgramID{}, asked: time.Now()}

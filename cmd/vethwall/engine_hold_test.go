@@ -133,11 +133,20 @@ func TestFirstPacket(t *testing.T) {
 				}
 				startAll(t, v, all, parallel)
 				idle()
-				got := r.arrived(t)
+				got, lost := r.arrived(t), 0
 				for _, c := range all {
-					if name := strings.TrimPrefix(c.Name, enginetest.Prefix); got[name] != f.want {
+					name := strings.TrimPrefix(c.Name, enginetest.Prefix)
+					switch {
+					case got[name] == f.want:
+					case got[name] == 0 && f.kind == "allowed" && parallel > 1:
+						lost++
+					default:
 						t.Errorf("%d packets of %s arrived, want %d", got[name], name, f.want)
 					}
+				}
+				// Of those some still come too early on two cores, about one in a hundred (docs/guarantees.md).
+				if t.Logf("%d of %d were lost", lost, len(all)); lost > max(1, len(all)/50) {
+					t.Errorf("%d of %d allowed first packets were lost", lost, len(all))
 				}
 				if f.labels == nil && r.dropped(t) != before {
 					t.Errorf("the hold has dropped %d packets of containers that ask for nothing", r.dropped(t)-before)

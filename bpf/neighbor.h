@@ -58,17 +58,12 @@ __noinline int advertises_anothers(struct __sk_buff *skb, const struct packet *p
 	return is_anothers(&k, from);
 }
 
-/*
- * What diverts all that the container sends: router advertisements and redirects. The host is the network's router, and from
- * elsewhere none comes: routers do not forward them.
- */
+/* Whether a packet is a router's. The host is the network's router, and from elsewhere none comes: routers do not forward them. */
 static __always_inline int is_routers(const struct packet *p)
 {
-	if (p->family == 6)
-		return p->proto == IPPROTO_ICMPV6 &&
-		       (p->dport == ND_ROUTER_ADVERT || p->dport == ND_REDIRECT);
-	return p->family == 4 && p->proto == IPPROTO_ICMP &&
-	       (p->dport == ICMP_REDIRECT || p->dport == ICMP_ROUTER_ADVERT);
+	return ((p->family == 6 && p->proto == IPPROTO_ICMPV6) ||
+		(p->family == 4 && p->proto == IPPROTO_ICMP)) &&
+	       is_routers_type(p, p->dport);
 }
 
 /*

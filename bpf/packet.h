@@ -191,6 +191,13 @@ static __always_inline int is_icmp_error(const struct packet *p, __u8 type)
 	       type == ICMP_TIME_EXCEEDED || type == ICMP_PARAMETERPROB;
 }
 
+/* What diverts all that its receiver sends: router advertisements and redirects. */
+static __always_inline int is_routers_type(const struct packet *p, __u16 type)
+{
+	return p->family == 4 ? type == ICMP_REDIRECT || type == ICMP_ROUTER_ADVERT :
+				type == ND_ROUTER_ADVERT || type == ND_REDIRECT;
+}
+
 /* Whether the headers are a packet's own or those of one that an ICMP error quotes. */
 enum reading {
 	READ_FRAME,
@@ -205,8 +212,7 @@ static __always_inline void read_icmp(struct packet *p, __u8 proto, const __u8 *
 
 	p->service = p->reverse = (__u32)proto << 16 | type;
 	p->quotes = is_icmp_error(p, type);
-	p->forged |= p->family == 4 ? type == ICMP_REDIRECT || type == ICMP_ROUTER_ADVERT :
-				      type == ND_ROUTER_ADVERT || type == ND_REDIRECT;
+	p->forged |= is_routers_type(p, type);
 	p->dport = type;
 	if (type == request || type == reply) {
 		p->echo = type == request ? ECHO_REQUEST : ECHO_REPLY;

@@ -142,10 +142,7 @@ func (n *network) uplink(addrs ...string) int {
 		must(n.t, netlink.RouteAdd(&netlink.Route{LinkIndex: up.Attrs().Index, Dst: netlink.NewIPNet(ip), Scope: netlink.SCOPE_LINK}))
 		must(n.t, netlink.NeighAdd(&netlink.Neigh{LinkIndex: up.Attrs().Index, State: netlink.NUD_PERMANENT, IP: ip, HardwareAddr: net.HardwareAddr{2, 0, 0, 0, 0, 9}}))
 	}
-	const all = 0x0300 // ETH_P_ALL in network order
-	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW, all)
-	must(n.t, err)
+	fd := socketOn(n.t, up.Attrs().Index)
 	n.t.Cleanup(func() { _ = unix.Close(fd) })
-	must(n.t, unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: all, Ifindex: up.Attrs().Index}))
 	return fd
 }

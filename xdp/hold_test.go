@@ -345,10 +345,16 @@ func packetSocket(t *testing.T) int {
 	t.Helper()
 	eth0, err := netlink.LinkByName("eth0")
 	must(t, err)
+	return socketOn(t, eth0.Attrs().Index)
+}
+
+// socketOn is bound to a device and sees every frame.
+func socketOn(t *testing.T, ifindex int) int {
+	t.Helper()
 	const all = 0x0300 // ETH_P_ALL in network order
 	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW, all)
 	must(t, err)
-	must(t, unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: all, Ifindex: eth0.Attrs().Index}))
+	must(t, unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: all, Ifindex: ifindex}))
 	return fd
 }
 

@@ -152,9 +152,11 @@ func (a *agent) introduceElsewhere(on, other string) error {
 
 // outside are those of addresses that are in no subnet of a network.
 func outside(subnets []netip.Prefix, addrs []netip.Addr) []netip.Addr {
-	return slices.DeleteFunc(slices.Clone(addrs), func(a netip.Addr) bool {
-		return slices.ContainsFunc(subnets, func(p netip.Prefix) bool { return p.Contains(a) })
-	})
+	return slices.DeleteFunc(slices.Clone(addrs), func(a netip.Addr) bool { return within(subnets, a) })
+}
+
+func within(subnets []netip.Prefix, a netip.Addr) bool {
+	return slices.ContainsFunc(subnets, func(p netip.Prefix) bool { return p.Contains(a) })
 }
 
 // askRouting looks once in the life of an engine whether a network is one to which the host routes back what neighbours send to
@@ -204,7 +206,7 @@ func (s surroundings) hosts(n docker.Network) (gateways, others []netip.Addr) {
 	}
 	for _, a := range slices.Concat(s.host.addrs, s.conf.HostAddresses) {
 		switch {
-		case slices.ContainsFunc(n.Subnets, func(p netip.Prefix) bool { return p.Contains(a) }):
+		case within(n.Subnets, a):
 			gateways = append(gateways, a)
 		case !a.IsLoopback():
 			others = append(others, a)

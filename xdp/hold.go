@@ -350,12 +350,13 @@ func (f *Filter) holdAtOnce(ifindex int) error {
 // endHold takes the hold's programs off, but those that Attach has made a filter of.
 func (f *Filter) endHold(ifindex int) error {
 	var errs []error
-	both := f.Both(ifindex)
+	both, fewer := f.Both(ifindex), false
 	for _, hook := range []string{hookXDP, hookSent, hookReceived} {
 		id := hookID{ifindex, hook}
 		_, err := os.Lstat(f.pin(id))
 		if l := f.links[id]; l != nil && f.loose[id] && err != nil {
 			delete(f.links, id)
+			fewer = true
 			errs = append(errs, l.Detach(), l.Close())
 		}
 		delete(f.loose, id)
@@ -364,7 +365,7 @@ func (f *Filter) endHold(ifindex int) error {
 	case f.held[ifindex]:
 		delete(f.held, ifindex)
 		errs = append(errs, f.maps.remove(ifindex))
-	case both && !f.Both(ifindex): // XDP counts what it passes where tc does not follow
+	case both && fewer && !f.Both(ifindex): // XDP counts what it passes where tc does not follow
 		errs = append(errs, f.mark(ifindex))
 	}
 	return errors.Join(errs...)

@@ -63,9 +63,11 @@ next one adopts them. "vethwall uninstall" removes them.`,
 
 // niceness is the priority of the agent. It does little, but the first packet of a container waits for it: on a busy host that
 // would be dropped, and sent again a second later.
-const niceness = -10
+const niceness = -20
 
-// hurry raises the priority of this process: of each of its threads, from which those to come inherit it.
+// hurry raises the priority of this process: of each of its threads, from which those to come inherit it, and, where it leads a session as a
+// service does, of that. The kernel shares the processor out among sessions first (sched(7), autogroup), so that among the many of an engine that starts
+// containers the threads' own priority counts for little. Where cgroups share it out their weights decide instead.
 func hurry() error {
 	threads, err := os.ReadDir("/proc/self/task")
 	if err != nil {
@@ -77,7 +79,14 @@ func hurry() error {
 			return fmt.Errorf("set the priority: %w", err)
 		}
 	}
-	return nil
+	if session, err := unix.Getsid(0); err != nil || session != os.Getpid() {
+		return err // a terminal's, and of other programs, too
+	}
+	err = os.WriteFile("/proc/self/autogroup", []byte(strconv.Itoa(niceness)), 0)
+	if errors.Is(err, fs.ErrNotExist) { // a kernel without
+		return nil
+	}
+	return err
 }
 
 // dirFlag is where commands find what is pinned.

@@ -3,14 +3,18 @@ package main
 import (
 	"encoding/hex"
 	"errors"
+	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 
 	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
 
 	"github.com/vethwall/vethwall/internal/agent"
 	"github.com/vethwall/vethwall/internal/enginetest"
@@ -44,6 +48,27 @@ func (f *flood) blocked(t *testing.T) {
 	}
 }
 
+// isHurried says that an agent which leads a session, as a service does, goes before others: each of its threads, and the session.
+func isHurried(t *testing.T, pid int) {
+	t.Helper()
+	proc := filepath.Join("/proc", strconv.Itoa(pid))
+	threads, err := os.ReadDir(filepath.Join(proc, "task"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, thread := range threads {
+		id, _ := strconv.Atoi(thread.Name())
+		// The system call says 20 less the nice value.
+		if got, err := unix.Getpriority(unix.PRIO_PROCESS, id); err != nil || 20-got != niceness {
+			t.Errorf("thread %d has a nice value of %d, %v", id, 20-got, err)
+		}
+	}
+	group, err := os.ReadFile(filepath.Join(proc, "autogroup"))
+	if err == nil && !strings.HasSuffix(string(group), fmt.Sprintf(" nice %d\n", niceness)) || err != nil && !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("its session: %q, %v", group, err)
+	}
+}
+
 // TestAgentEnds takes the agent away in every way and brings it back.
 func TestAgentEnds(t *testing.T) {
 	t.Parallel()
@@ -62,6 +87,7 @@ func TestAgentEnds(t *testing.T) {
 	}
 	same(t)
 
+	t.Run("its priority", func(t *testing.T) { isHurried(t, v.AgentPid()) })
 	t.Run("a second agent", func(t *testing.T) {
 		refused(t, v.Ask("agent"), "another vethwall agent runs")
 		refused(t, v.Ask("uninstall"), "stop it first")

@@ -173,15 +173,14 @@ func (a *agent) reconcile() (again bool) {
 	a.wakeTouched()
 	// Sweeping takes its time, which a port that is held may not have; nor may it wait for the kernel's list of links, which takes the lock
 	// of all of networking, as all does that engines start containers by.
-	urgent := len(a.held) > 0
-	sweep := a.sweep && (!urgent || time.Since(a.swept) > 2*resync)
+	sweep := a.sweep && (len(a.held) == 0 || time.Since(a.swept) > 2*resync)
 	host := a.hostStale && !a.readingHost && a.anybodyAsks()
 	if len(a.dirty) == 0 && !a.portsStale && !a.orphans && !sweep && !host {
 		return false
 	}
 	var veths namespaces
-	switch list := host || a.anyRunning(); {
-	case a.portsStale || sweep || list && !urgent: // once for all of them: there may be a thousand
+	switch {
+	case a.portsStale || sweep || host && a.around.host == nil: // once for all of them: there may be a thousand
 		all, err := a.list()
 		a.sayListed(err)
 		if err != nil {
@@ -210,7 +209,7 @@ func (a *agent) reconcile() (again bool) {
 			a.portsStale = false
 			a.syncPorts(all.ports)
 		}
-	case list && a.listing == nil:
+	case (host || a.anyRunning()) && a.listing == nil: // the kernel may keep one waiting, and a port may come meanwhile
 		a.listBeside(host)
 	}
 	a.around.joiners = a.joiners()

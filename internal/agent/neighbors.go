@@ -76,7 +76,10 @@ func (a *agent) introduce(n docker.Network, ends []docker.Attachment) {
 		if bridge = p.Master; a.kernel.Introduced(p.Index) {
 			continue
 		}
-		mac := a.peerMAC(p)
+		var mac net.HardwareAddr
+		if p.NsID >= 0 { // else nobody is behind it: the kernel, which keeps one waiting, need not be asked
+			mac = a.peerMAC(p)
+		}
 		if !slices.ContainsFunc(ends, func(e docker.Attachment) bool { return mac != nil && bytes.Equal(e.MAC, mac) }) {
 			nameless = append(nameless, p.Index)
 			continue

@@ -200,7 +200,7 @@ func (e *Engine) command(args []string) *exec.Cmd {
 // spawn starts cmd, and closes done once it has been waited for. A test that is killed runs no clean-up: the process then
 // gets the signal all the same. The kernel watches the thread that starts it, so that one must stay.
 func spawn(cmd *exec.Cmd, end syscall.Signal) (done chan struct{}, err error) {
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: end, Setpgid: true}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: end, Setsid: true}
 	started := make(chan error)
 	done = make(chan struct{})
 	go func() {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -227,38 +228,102 @@ func (r *scaleRig) wear(n int, labels map[string]string) {
 	}
 }
 
-// bareTCX is how long the kernel takes to attach a program at tcx to the ports of containers, both ways, one after the other.
-func (r *scaleRig) bareTCX(n int) (all time.Duration, each []time.Duration) {
+// bareCost is what the kernel itself takes for n containers.
+type bareCost struct {
+	xdp, tcx, tables time.Duration
+	each             []time.Duration // of the attaches at tcx
+}
+
+func (c bareCost) String() string {
+	return fmt.Sprintf("XDP %v, tables %v, tcx %v: %s", c.xdp, c.tables, c.tcx, quantiles(c.each))
+}
+
+// bare does what the kernel has to for the filters of n containers, one after the other, with programs that do nothing: it attaches
+// generic XDP and both ways of tcx, and makes tables of conversations like those that the agent of before has pinned.
+func (r *scaleRig) bare(n int, tables []*ebpf.MapSpec) (c bareCost) {
 	r.t.Helper()
 	indexes := r.indexes(n)
+	var all []io.Closer
+	attach := func(how func(index int) (link.Link, error)) error {
+		for _, index := range indexes {
+			at := time.Now()
+			l, err := how(index)
+			if err != nil {
+				return err
+			}
+			all, c.each = append(all, l), append(c.each, time.Since(at))
+		}
+		return nil
+	}
 	err := r.Inside(func() error {
-		p, err := ebpf.NewProgram(&ebpf.ProgramSpec{
-			Type: ebpf.SchedCLS, License: "MIT", Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, -1), asm.Return()},
-		})
+		began := time.Now()
+		passes, err := bareProgram(ebpf.XDP, 2) // XDP_PASS
 		if err != nil {
 			return err
 		}
-		defer p.Close()
-		began := time.Now()
+		err = attach(func(index int) (link.Link, error) {
+			return link.AttachXDP(link.XDPOptions{Interface: index, Program: passes, Flags: link.XDPGenericMode})
+		})
+		c.xdp, c.each = time.Since(began), nil
+		began = time.Now()
+		goesOn, why := bareProgram(ebpf.SchedCLS, -1) // TCX_NEXT
+		err = errors.Join(err, why)
 		for _, way := range []ebpf.AttachType{ebpf.AttachTCXIngress, ebpf.AttachTCXEgress} {
-			for _, index := range indexes {
-				at := time.Now()
-				l, err := link.AttachTCX(link.TCXOptions{Interface: index, Program: p, Attach: way})
-				if err != nil {
-					return err
-				}
-				defer l.Close()
-				each = append(each, time.Since(at))
+			if err == nil {
+				err = attach(func(index int) (link.Link, error) {
+					return link.AttachTCX(link.TCXOptions{Interface: index, Program: goesOn, Attach: way})
+				})
 			}
 		}
-		all = time.Since(began)
-		return nil
+		c.tcx = time.Since(began)
+		return err
 	})
-	if err != nil && !errors.Is(err, ebpf.ErrNotSupported) {
+	if r.noTCX = errors.Is(err, ebpf.ErrNotSupported); err != nil && !r.noTCX {
 		r.t.Fatal(err)
 	}
-	r.noTCX = err != nil
-	return all, each
+	began := time.Now()
+	for range n {
+		for _, spec := range tables {
+			m, err := ebpf.NewMap(spec)
+			if err != nil {
+				r.t.Fatal(err)
+			}
+			all = append(all, m)
+		}
+	}
+	c.tables = time.Since(began)
+	for _, one := range all {
+		_ = one.Close()
+	}
+	return c
+}
+
+func bareProgram(of ebpf.ProgramType, verdict int32) (*ebpf.Program, error) {
+	return ebpf.NewProgram(&ebpf.ProgramSpec{Type: of, License: "MIT", Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, verdict), asm.Return()}})
+}
+
+// tables are what a container's conversations are kept in, as the agent makes them.
+func (r *scaleRig) tables() (out []*ebpf.MapSpec) {
+	r.t.Helper()
+	for _, outer := range []string{"unanswered", "answered", "fragments"} {
+		r.inMap(outer, func(m *ebpf.Map, key uint32) bool {
+			var id ebpf.MapID
+			if len(out) > 0 && out[len(out)-1].Name == outer || m.Lookup(key, &id) != nil {
+				return false
+			}
+			inner, err := ebpf.NewMapFromID(id)
+			if err != nil {
+				r.t.Fatal(err)
+			}
+			defer inner.Close()
+			out = append(out, &ebpf.MapSpec{Name: outer, Type: inner.Type(), KeySize: inner.KeySize(), ValueSize: inner.ValueSize(), MaxEntries: inner.MaxEntries(), Flags: inner.Flags()})
+			return true
+		})
+	}
+	if len(out) != 3 {
+		r.t.Fatalf("%d tables: %v", len(out), out)
+	}
+	return out
 }
 
 // indexes are the ifindexes of ports.

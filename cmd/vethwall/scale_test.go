@@ -32,16 +32,18 @@ func TestScale(t *testing.T) {
 	r.EndAgent(syscall.SIGKILL)
 	t.Logf("adopted: %v; %v", r.start(), r.stands(n, 1))
 	r.EndAgent(syscall.SIGTERM)
+	tables := r.tables()
 	r.MustAsk("uninstall")
 
-	kernels, each := r.bareTCX(n)
+	bare := r.bare(n, tables)
 	r.wear(n, scaleHeavy)
 	began := r.spawn()
 	r.overtakes(n)
 	cold := r.awaitReady(began)
 	u := r.stands(n, 3)
-	if len(each) > 0 {
-		t.Logf("cold start with tcx: %v, %.2f times the kernel's own %v (%s); %v", cold, float64(cold)/float64(kernels), kernels, quantiles(each), u)
+	if !r.noTCX {
+		kernels := bare.xdp + bare.tcx + bare.tables
+		t.Logf("cold start with tcx: %v, %.2f times the kernel's own %v (%v); %v", cold, float64(cold)/float64(kernels), kernels, bare, u)
 	}
 	r.EndAgent(syscall.SIGKILL)
 	t.Logf("adopted: %v; %v", r.start(), r.stands(n, 3))

@@ -54,7 +54,7 @@ TEST = $(GO) test -count=1 -p 1
 
 test: ## every test layer that this machine can run (root and a Docker engine: all of them)
 	$(GO) vet ./...
-	$(TEST) -timeout 20m ./...
+	$(TEST) -timeout 40m ./...
 
 test-kernel: ## packet and link tests on Debian's kernel, in a virtual machine
 	PATH="$(dir $(GO)):$$PATH" hack/kernel.sh
@@ -64,7 +64,7 @@ ENGINE ?= $(HOME)/.cache/vethwall-engine
 
 test-engine: ## the engine tests on a current Docker engine, built into ENGINE first
 	hack/engine.sh '$(ENGINE)'
-	VETHWALL_ENGINE='$(abspath $(ENGINE))' $(TEST) -timeout 20m ./internal/enginetest ./docker ./examples ./cmd/vethwall
+	VETHWALL_ENGINE='$(abspath $(ENGINE))' $(TEST) -timeout 40m ./internal/enginetest ./docker ./examples ./cmd/vethwall
 
 test-long: ## the same with more random cases, and for longer
 	VETHWALL_LONG=1 $(TEST) -timeout 180m ./...

@@ -234,6 +234,9 @@ type bareCost struct {
 	each             []time.Duration // of the attaches at tcx
 }
 
+// slow reports whether the kernel takes long to attach at tcx: most do 8 ms and more, some 10 µs.
+func (c bareCost) slow() bool { return c.tcx > time.Duration(len(c.each))*time.Millisecond }
+
 func (c bareCost) String() string {
 	return fmt.Sprintf("XDP %v, tables %v, tcx %v: %s", c.xdp, c.tables, c.tcx, quantiles(c.each))
 }

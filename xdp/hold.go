@@ -356,6 +356,7 @@ func (f *Filter) endHold(ifindex int) error {
 		_, err := os.Lstat(f.pin(id))
 		if l := f.links[id]; l != nil && f.loose[id] && err != nil {
 			delete(f.links, id)
+			delete(f.standing, ifindex)
 			fewer = true
 			errs = append(errs, l.Detach(), l.Close())
 		}

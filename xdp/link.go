@@ -163,16 +163,29 @@ func (f *Filter) live(id hookID) link.Link {
 		_ = l.Close()
 	}
 	l, err := link.LoadPinnedLink(f.pin(id), nil)
-	if err != nil {
-		return nil
+	if err == nil && f.see(id, l) {
+		f.links[id] = l
+		return l
 	}
-	if !f.see(id, l) {
+	if err == nil {
 		_ = l.Close()
 		_ = os.Remove(f.pin(id))
-		return nil
 	}
-	f.links[id] = l
-	return l
+	f.misses(id)
+	return nil
+}
+
+// misses is told that a hook has no link of ours. Where Attach has left one there the next look is a close one, and where that judged what the container
+// sends, somebody has taken it off; but whoever takes a program by hand off takes along what has judged behind that.
+func (f *Filter) misses(id hookID) {
+	s, ok := f.standing[id.ifindex]
+	if !ok || s.programs[id.hook] == 0 || !exists(id.ifindex) {
+		return
+	}
+	delete(f.standing, id.ifindex)
+	if id.hook != hookReceived && s.programs[hookByHand] == 0 {
+		f.lost[id.ifindex] = true
+	}
 }
 
 // see asks the kernel whether a link is attached to its device, which takes the lock of all of networking: once for each while Attach is at work.
@@ -586,6 +599,7 @@ func (f *Filter) unhookOne(id hookID) error {
 	if l := f.live(id); l != nil {
 		delete(f.links, id)
 		delete(f.seen, id)
+		delete(f.standing, id.ifindex)
 		// At once; removing the pin would do it some time later. A reader that meets it now removes it too.
 		err := errors.Join(l.Detach(), l.Close())
 		if removeErr := os.Remove(f.pin(id)); !errors.Is(removeErr, os.ErrNotExist) {

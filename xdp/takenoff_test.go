@@ -1,0 +1,58 @@
+package xdp
+
+import (
+	"os"
+	"testing"
+
+	"github.com/cilium/ebpf/link"
+)
+
+// TestTakenOff has somebody take programs of ours off, as an agent meets that most often: it sweeps every ten seconds, and then looks at its
+// containers, of which it has looked at some a moment before.
+func TestTakenOff(t *testing.T) {
+	for name, tc := range map[string]struct {
+		label string
+		hook  string
+		lost  bool
+	}{
+		"XDP alone":          {"xdp.enable=true", hookXDP, true},
+		"XDP of two":         {"xdp.drop=udp", hookXDP, true},
+		"what it receives":   {"xdp.drop=udp", hookReceived, false},
+		"a pin of one, only": {"xdp.drop=udp", "", false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := newNetwork(t)
+			f := open(t, bpffs(t))
+			defer f.Close()
+			if f.noTCX {
+				t.Skip("no tcx")
+			}
+			w := Want{Policy: labelled(t, tc.label), Mode: Generic}
+			must(t, f.Attach(n.host.Index, w))
+			if tc.hook == "" {
+				must(t, os.Remove(f.pin(hookID{n.host.Index, hookXDP})))
+			} else {
+				l, err := link.LoadPinnedLink(f.pin(hookID{n.host.Index, tc.hook}), nil)
+				must(t, err)
+				must(t, l.Detach())
+				must(t, l.Close())
+			}
+			links, err := ListLinks()
+			must(t, err)
+			must(t, f.Sweep(links))
+			must(t, f.Attach(n.host.Index, w))
+			for _, hook := range f.hooks(n.host.Index, w) {
+				if f.live(hookID{n.host.Index, hook}) == nil {
+					t.Errorf("%s is not back", hook)
+				}
+			}
+			if lost := f.Lost(n.host.Index); lost != tc.lost {
+				t.Errorf("what judges what is sent has been taken off: %t, want %t", lost, tc.lost)
+			}
+			must(t, f.Detach(n.host.Index))
+			if f.Both(n.host.Index) || f.Lost(n.host.Index) {
+				t.Error("taken off by ourselves, and somebody else is said to have done it")
+			}
+		})
+	}
+}

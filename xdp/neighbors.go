@@ -191,3 +191,8 @@ func (f *Filter) Introduced(port int) bool {
 	_, known := f.neighbors.entries[key]
 	return known && f.neighbors.having[key] > 0
 }
+
+// Bearer is the port of a bridge by which an address comes in, 0 where none is known.
+func (f *Filter) Bearer(bridge int, addr netip.Addr) (port int) {
+	return int(f.neighbors.entries[addressKey(uint32(bridge), addr)])
+}

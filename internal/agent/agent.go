@@ -60,6 +60,7 @@ type kernel interface {
 	Introduce(bridge, port int, addrs []netip.Addr, sure bool) error
 	IntroduceElsewhere(bridge, other int, addrs, here []netip.Addr) error
 	Introduced(port int) bool
+	Bearer(bridge int, addr netip.Addr) (port int)
 	RoutesBack(bridge int, does bool) error
 	CloseResolver(path string, ifindex int, udp, tcp bool) error
 	CloseResolverTo(id string, ifindex int, udp, tcp bool) error

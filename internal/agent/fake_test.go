@@ -135,6 +135,17 @@ func (k *fakeKernel) Introduced(port int) bool {
 	return len(k.neighbors[port]) > 0
 }
 
+func (k *fakeKernel) Bearer(_ int, addr netip.Addr) int {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for port, addrs := range k.neighbors {
+		if slices.Contains(addrs, addr) {
+			return port
+		}
+	}
+	return 0
+}
+
 func (k *fakeKernel) RoutesBack(bridge int, does bool) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()

@@ -292,3 +292,28 @@ func TestOtherNetworks(t *testing.T) {
 		}
 	})
 }
+
+// TestConnectedWithANeighborsMAC joins a running container without labels to a network, where it takes the MAC of a neighbour at once: the neighbour's
+// addresses stay the neighbour's.
+func TestConnectedWithANeighborsMAC(t *testing.T) {
+	neighbor, forger := box(8, true), box(9, true)
+	judge := box(7, true, "xdp.ingress.drop=udp")
+	inTime(t, []docker.Container{judge, neighbor, forger}, func(r *rig) {
+		guarding(r)
+		its := end8
+		its.ContainerID = neighbor.ID
+		r.engine.attached[bridge.ID] = []docker.Attachment{itsEnd(judge.ID), its}
+	}, func(r *rig) {
+		r.knows(8, addresses8)
+		r.process(90, 9, forger.ID)
+		p := in(near(9), 9)
+		p.Master = bridgeIndex
+		own := docker.Attachment{ContainerID: forger.ID, MAC: net.HardwareAddr{0, 0, 0x5e, 0, 0x53, 9}, Addrs: []netip.Addr{netip.MustParseAddr("192.0.2.9")}}
+		its := end8
+		its.ContainerID = neighbor.ID
+		r.attaches(itsEnd(judge.ID), its, own)
+		r.port(p, end8.MAC)
+		r.after(time.Minute)
+		r.knows(9, addressesOf(own.MAC, own.Addrs))
+	})
+}

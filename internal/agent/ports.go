@@ -42,6 +42,7 @@ type port struct {
 	id       string              // the container's, "" until known
 	proved   bool                // by the namespace behind it, and not by what can be changed in there
 	looked   bool                // at the processes in its namespace
+	inside   string              // the container whose they are, "" until known
 	enter    bool                // that is needed to close the engine's resolver there
 	pids     []int               // of those, by their numbers in proc
 	ends     []docker.Attachment // what its network has said since it came
@@ -84,7 +85,7 @@ func (a *agent) holds(found xdp.Port) {
 		a.after(holdLimit, func() { a.expire(p) })
 	}
 	if p.NsID != found.NsID {
-		p.proved = false
+		p.proved, p.inside = false, ""
 		p.looked, p.resting, p.pause = false, false, soonest
 	}
 	p.Port, p.news = found, true

@@ -502,11 +502,23 @@ func TestConnectSends(t *testing.T) {
 	})
 }
 
-// TestConnectedWithAnothersMAC joins a running container to a network, where it takes the MAC of another of which a policy is known.
+// TestConnectedWithAnothersMAC joins a running container to a network, where it takes the MAC of another of which a policy is known: before the agent
+// has looked at its namespace, or after.
 func TestConnectedWithAnothersMAC(t *testing.T) {
-	c, other := box(10, true, "xdp.drop=all"), box(20, true, "xdp.drop=25/tcp")
+	for _, looked := range []bool{false, true} {
+		t.Run(fmt.Sprintf("looked at %t", looked), func(t *testing.T) { connectWithAnothersMAC(t, looked) })
+	}
+}
+
+func connectWithAnothersMAC(t *testing.T, looked bool) {
+	c, other := box(10, true, "xdp.drop=all"), joined(box(20, true, "xdp.drop=25/tcp"), "net")
 	c.CapAdd = []string{"NET_ADMIN"}
-	inTime(t, []docker.Container{c, other}, listBridge, func(r *rig) {
+	inTime(t, []docker.Container{c, other}, func(r *rig) {
+		listBridge(r)
+		its := in(near(21), 20)
+		its.Bridge = surroundings{}.bridge(other.Networks[1])
+		r.plugged(itsMAC, its)
+	}, func(r *rig) {
 		last := func(ifindex int) (w xdp.Want) {
 			r.kernel.set(func() { w = r.kernel.last[ifindex] })
 			return w
@@ -515,16 +527,24 @@ func TestConnectedWithAnothersMAC(t *testing.T) {
 		network := docker.Network{ID: two.Networks[1].NetworkID, Name: "net", Driver: "bridge", Bridge: surroundings{}.bridge(two.Networks[1])}
 		mine := docker.Attachment{ContainerID: c.ID, MAC: net.HardwareAddr{2, 0, 0, 0, 0, 1}}
 		r.engine.set(func() { r.engine.networks = append(r.engine.networks, network) })
+		r.engine.emit(docker.ActionNetworks, "")
+		r.after(0)
 		r.plug(two)
 		r.process(70, 5, c.ID)
 		p := in(near(11), 5)
 		p.Bridge = network.Bridge
+		ends := []docker.Attachment{itsEnd(other.ID), mine}
+		if !looked {
+			r.engine.set(func() { r.engine.attached[network.ID] = ends })
+		}
 		r.port(p, itsMAC)
-		r.ring() // its namespace says whose it is
-		r.engine.set(func() { r.engine.attached[network.ID] = []docker.Attachment{itsEnd(other.ID), mine} })
+		if looked {
+			r.ring() // its namespace says whose it is
+			r.engine.set(func() { r.engine.attached[network.ID] = ends })
+		}
 		for range 100 {
 			r.after(time.Millisecond)
-			if w := last(11); w.Policy != last(10).Policy || w.MAC.String() == itsMAC.String() {
+			if w := last(11); w.Policy != nil && w.Policy != last(10).Policy || w.MAC.String() == itsMAC.String() {
 				t.Fatalf("the port has another's policy, and MAC %s", w.MAC)
 			}
 		}
@@ -848,7 +868,7 @@ func TestNobodyWaitsForTheKernel(t *testing.T) {
 				r.agent.peerMAC = func(p xdp.Port) net.HardwareAddr { wait(what == "address" && p.Index == 6); return mac(p) }
 				r.agent.attachRest = func(rest *xdp.Rest) error { wait(what == "hooks"); return attach(rest) }
 				end := itsEnd(slow.ID)
-				end.MAC = net.HardwareAddr{0, 0, 0x5e, 0, 0x53, 6}
+				end.MAC, end.Addrs = net.HardwareAddr{0, 0, 0x5e, 0, 0x53, 6}, []netip.Addr{netip.MustParseAddr("192.0.2.6")}
 				for _, c := range []docker.Container{slow, quick, other} {
 					r.happens(c, docker.ActionCreate)
 				}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -30,7 +31,7 @@ func (a *agent) recognise(p *port) {
 	news := p.news && p.end == nil && len(p.ends) > 0 && (p.NsID >= 0 || p.Carrier)
 	p.news = false
 	if mac := a.heardMAC(p.Port); news && mac != nil {
-		p.match(mac)
+		a.match(p, mac)
 	}
 	switch {
 	case !news || p.end != nil:
@@ -44,7 +45,7 @@ func (a *agent) recognise(p *port) {
 			a.tell(func() {
 				p.asking = false
 				if p.end == nil && p.NsID == of.NsID {
-					p.match(mac)
+					a.match(p, mac)
 				}
 				p.news = p.news || p.askAgain
 				a.settle(p)
@@ -108,7 +109,8 @@ func (a *agent) lookInside() {
 			for _, p := range ports {
 				p.looked, p.pids = true, found[p.NsID]
 				if p.id == "" {
-					p.id, p.news = a.owner(ids[p.NsID]), true
+					p.inside = a.owner(ids[p.NsID])
+					p.id, p.news = p.inside, true
 				}
 			}
 			a.settlePorts()
@@ -197,9 +199,9 @@ func (a *agent) askAttachments(n docker.Network) {
 // match finds the container's end of a port among those of its network: by its address, else by the container's id. An
 // end that was named before the port came may be another's, which had the address until then: there is none among them. A
 // container that runs may have taken another's address: its port is nobody else's.
-func (p *port) match(mac net.HardwareAddr) {
+func (a *agent) match(p *port, mac net.HardwareAddr) {
 	found := slices.DeleteFunc(slices.Clone(p.ends), func(e docker.Attachment) bool {
-		return mac == nil || !bytes.Equal(e.MAC, mac) || p.proved && e.ContainerID != "" && e.ContainerID != p.id
+		return mac == nil || !bytes.Equal(e.MAC, mac) || a.isElsewhere(e, p)
 	})
 	if len(found) != 1 && p.id != "" {
 		found = slices.DeleteFunc(slices.Clone(p.ends), func(e docker.Attachment) bool { return e.ContainerID != p.id })
@@ -211,6 +213,29 @@ func (p *port) match(mac net.HardwareAddr) {
 	if p.end.ContainerID != "" {
 		p.id = p.end.ContainerID
 	}
+}
+
+// isElsewhere reports whether an end with the address of a port's is not its other end: another container lives there, or the end's own has a port of that
+// bridge already. Where only the kernel says that another port has the end's addresses, that may be one of before: the processes there tell.
+func (a *agent) isElsewhere(e docker.Attachment, p *port) bool {
+	if e.ContainerID == "" {
+		return false
+	}
+	lives := p.inside
+	if p.proved {
+		lives = p.id
+	}
+	if lives != "" && e.ContainerID != lives {
+		return true
+	}
+	here := func(ifindex int) bool {
+		other, there := a.ports[ifindex]
+		return there && ifindex != p.Index && other.Bridge == p.Bridge && a.held[ifindex] == nil
+	}
+	if c := a.containers[e.ContainerID]; c != nil && slices.ContainsFunc(c.devices, here) {
+		return true
+	}
+	return lives == "" && slices.ContainsFunc(e.Addrs, func(addr netip.Addr) bool { return here(a.kernel.Bearer(p.Master, addr)) })
 }
 
 // rest puts a port aside for a while, before it is looked for again.
@@ -256,7 +281,7 @@ func (a *agent) outline(id string) {
 			}
 			for _, p := range a.held {
 				if p.id == id {
-					p.id = "" // perhaps another engine's
+					p.id, p.inside = "", "" // perhaps another engine's
 				}
 			}
 			a.after(latest, func() { delete(a.outlining, id); a.settlePorts() })

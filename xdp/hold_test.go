@@ -784,3 +784,28 @@ func TestHoldIsWatched(t *testing.T) {
 		t.Errorf("held by %s: %v", way, why)
 	}
 }
+
+// TestPreparedGoesUnheard has ports go that are prepared, of which one has its filter already, and nobody tell of it: the next sweep finds out.
+func TestPreparedGoesUnheard(t *testing.T) {
+	n := newBridged(t)
+	f, h := n.open(bpffs(t))
+	defer f.Close()
+	defer h.Close()
+	held, filtered := n.plug("veth0000001", 700), n.plug("veth0000002", 701)
+	for _, p := range []plug{held, filtered} {
+		r, err := h.Prepare(p.Index, true, true)
+		must(t, err)
+		must(t, r.Attach())
+		must(t, f.Take(r))
+	}
+	must(t, f.Attach(filtered.Index, Want{Policy: labelled(t, "xdp.enable=true")}))
+	for _, p := range []plug{held, filtered} {
+		must(t, netlink.LinkDel(&netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Index: p.Index}}))
+	}
+	links, err := ListLinks()
+	must(t, err)
+	must(t, f.Sweep(links))
+	if len(f.links) > 0 || len(f.loose) > 0 || len(f.held) > 0 || len(f.maps.devices) > 0 {
+		t.Errorf("left are links %v, loose ones %v, held %v, entries %v", f.links, f.loose, f.held, f.maps.devices)
+	}
+}

@@ -706,9 +706,14 @@ func (f *Filter) Forget(ifindexes ...int) error {
 // Sweep removes what belongs to devices that are gone, and frees what has been unused for a while. links have been listed since
 // anything else was last asked of f.
 func (f *Filter) Sweep(links Links) error {
+	unheard := slices.Collect(maps.Keys(f.held)) // whose links are taken to be there until somebody tells that they are not
+	for id := range f.loose {
+		unheard = append(unheard, id.ifindex)
+	}
+	errs := []error{f.Forget(unheard...)}
 	pinned, err := f.scanPins()
 	f.pinned, f.scanned = pinned, time.Now()
-	errs := []error{err}
+	errs = append(errs, err)
 	linked := map[int]bool{}
 	for id := range f.links {
 		if pinned[id] {

@@ -274,12 +274,13 @@ func (a *agent) ask(id string) {
 // part gives a container up that there is no more. A record that is left is looked after with the next list.
 func (a *agent) part(c *container) {
 	delete(a.containers, c.ID)
+	a.giveUp(c, nil)
+	if c.saved != "" { // the next lists open the resolver to it when none of its devices is left
+		a.records[c.ID] = c.saved
+		return
+	}
 	c.asks = false
 	a.closeResolverTo(c)
-	a.giveUp(c, nil)
-	if c.saved != "" {
-		a.records[c.ID] = c.saved
-	}
 }
 
 // meet takes up a container, with what an agent before this one has recorded of it.

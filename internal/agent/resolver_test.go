@@ -385,3 +385,29 @@ func TestResolverOfTheGone(t *testing.T) {
 		want("later", created.ID)
 	})
 }
+
+// TestResolverOfTheMissing: a container that runs is missing from lists without end. As its filter does, what it may not ask stays closed as long as it
+// has a device.
+func TestResolverOfTheMissing(t *testing.T) {
+	c := box(10, true, "xdp.drop=udp")
+	inTime(t, []docker.Container{c}, func(r *rig) { r.kernel.host = &host{resolvers: addrsOf("127.0.0.53")} }, func(r *rig) {
+		closed := func() (is bool) {
+			r.kernel.set(func() { _, is = r.kernel.askers[c.ID] })
+			return is
+		}
+		if !closed() {
+			t.Error("open from the beginning")
+		}
+		r.engine.set(func() { r.engine.unlisted = true })
+		r.after((ghostLists + 2) * resync)
+		r.device(10, "open")
+		if !closed() {
+			t.Error("opened because lists lack the container")
+		}
+		r.plug(docker.Container{SandboxKey: c.SandboxKey})
+		r.after(2 * resync)
+		if closed() {
+			t.Error("closed although its device is gone")
+		}
+	})
+}

@@ -108,7 +108,7 @@ func (a *agent) forgetOrphans() {
 	}
 	// An agent before this one has closed the resolver to containers that may have gone since.
 	known := func(id string) bool {
-		return a.containers[id] != nil || a.session.lists < ghostLists && !a.plain[id]
+		return a.containers[id] != nil || a.records[id] != "" || a.session.lists < ghostLists && !a.plain[id]
 	}
 	if err := a.kernel.SweepResolver(known); err != nil {
 		a.log.Warn("cannot open the engine's resolver to containers that are gone", "error", err)

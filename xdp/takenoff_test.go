@@ -56,3 +56,32 @@ func TestTakenOff(t *testing.T) {
 		})
 	}
 }
+
+// TestByHandIsNotTakenOff has root attach a program by hand and take it off again, and the agent look in between, or not.
+func TestByHandIsNotTakenOff(t *testing.T) {
+	for _, looked := range []bool{false, true} {
+		n := newNetwork(t)
+		dir := bpffs(t)
+		f := open(t, dir)
+		w := Want{Policy: labelled(t, "xdp.drop=udp"), Mode: Generic}
+		look := func() {
+			t.Helper()
+			links, err := ListLinks()
+			must(t, err)
+			must(t, f.Sweep(links))
+			must(t, f.Attach(n.host.Index, w))
+			if f.Lost(n.host.Index) {
+				t.Errorf("looked at meanwhile %t: somebody is said to have taken it off", looked)
+			}
+		}
+		look()
+		must(t, AttachByHand(dir, n.host.Index, f.objs.VethwallXdp, Generic))
+		if looked {
+			look()
+		}
+		must(t, DetachByHand(dir, n.host.Index))
+		look()
+		look()
+		f.Close()
+	}
+}

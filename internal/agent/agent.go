@@ -186,9 +186,11 @@ type container struct {
 	// uninvited are veths that Docker has not made, by ifindex, since when.
 	uninvited   map[int]time.Time
 	outlets     outlets
-	finding     bool   // them, beside the loop, or some time ago
-	findAgain   bool   // it has been looked at since that began
-	pastTrouble string // as trouble
+	finding     bool      // them, beside the loop, or some time ago
+	findAgain   bool      // it has been looked at since that began
+	roused      time.Time // when it was looked at last because of what had happened to its devices
+	rousing     bool      // it will be soon
+	pastTrouble string    // as trouble
 	// guardTrouble is as trouble.
 	guardTrouble string
 }

@@ -43,6 +43,7 @@ func TestDirtyWhileListing(t *testing.T) {
 			gate, n, want := r.listsBeside(nil), r.calls(), []int{10}
 			r.tells(xdp.Change{Index: 10, NsID: 10})
 			if again {
+				r.after(rousePause)
 				r.tells(xdp.Change{Index: 10, NsID: 10})
 				want = []int{10, 10}
 			}

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/vethwall/vethwall/docker"
 	"github.com/vethwall/vethwall/xdp"
@@ -60,6 +61,7 @@ func TestWhomItConcerns(t *testing.T) {
 			}
 		}
 
+		r.after(2 * rousePause)
 		// A veth that leads into a known namespace, and one into a namespace that had none.
 		n := r.calls()
 		r.kernel.set(func() {
@@ -130,6 +132,33 @@ func TestNamespaceIsAskedOnce(t *testing.T) {
 		r.after(resync)
 		if got := asked(); got == before+2 {
 			t.Error("a veth that is not its own any more is taken for its own")
+		}
+	})
+}
+
+// TestFlapping has a container's device change all the time, as CAP_NET_ADMIN in its network can have it: it is looked at now and then, and after the last
+// change.
+func TestFlapping(t *testing.T) {
+	c, other := box(10, true, "xdp.drop=udp"), box(20, true, "xdp.drop=udp")
+	inTime(t, []docker.Container{c, other}, nil, func(r *rig) {
+		r.after(resync / 10)
+		n := r.calls()
+		const changes, every = 520, time.Millisecond
+		for range changes {
+			r.tells(xdp.Change{Index: 10, NsID: 10})
+			r.after(every)
+		}
+		if got, most := len(r.looks(n)), int(changes*every/rousePause)+1; got < 2 || got > most {
+			t.Errorf("looked %d times, want %d at the most", got, most)
+		}
+		n = r.calls()
+		r.tells(xdp.Change{Index: 20, NsID: 20})
+		if got := r.looks(n); !slices.Contains(got, 20) {
+			t.Errorf("another one waits for it: looked at %v", got)
+		}
+		r.after(rousePause)
+		if got := r.looks(n); !slices.Contains(got, 10) {
+			t.Errorf("not looked at after the last change: %v", got)
 		}
 	})
 }

@@ -133,10 +133,10 @@ func (a *agent) wakeTouched() {
 	if len(t.devices) == 0 {
 		return
 	}
-	for id, c := range a.containers {
+	for _, c := range a.containers {
 		is := func(ifindex int) bool { return t.devices[ifindex] }
 		if slices.ContainsFunc(c.devices, is) || t.namespaces[c.nsid] || len(t.namespaces) > 0 && c.nsid < 0 && c.Running && !shares(c.NetworkMode) {
-			a.dirty[id], c.path = true, ""
+			a.rouse(c)
 		}
 	}
 	if len(t.gone) > 0 {
@@ -147,6 +147,28 @@ func (a *agent) wakeTouched() {
 		}
 	}
 	a.touched = newTouched()
+}
+
+// rousePause is the least time between two looks at a container because of what has happened to its devices.
+const rousePause = 50 * time.Millisecond
+
+// rouse has a container looked at because of what has happened to its devices, now or soon: who may change them could do so without end, and keep
+// the agent busy, which goes before others on the processor.
+func (a *agent) rouse(c *container) {
+	if c.rousing {
+		return
+	}
+	look := func() {
+		c.rousing, c.roused = false, time.Now()
+		a.dirty[c.ID], c.path = true, ""
+	}
+	wait := rousePause - time.Since(c.roused)
+	if wait <= 0 {
+		look()
+		return
+	}
+	c.rousing = true
+	a.after(wait, look)
 }
 
 func newTouched() touched {

@@ -133,9 +133,9 @@ func (a *agent) findOutlets(c *container, path string) {
 
 // lookPast looks at all containers that can make outlets. It is called when one may have appeared in some namespace.
 func (a *agent) lookPast() {
-	for id, c := range a.containers {
+	for _, c := range a.containers {
 		if c.asks && !c.want.holds {
-			a.dirty[id] = true
+			a.rouse(c)
 		}
 	}
 }

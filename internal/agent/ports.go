@@ -62,10 +62,10 @@ type port struct {
 
 // arrived is told of a port of a bridge.
 func (a *agent) arrived(found xdp.Port) {
+	a.ports[found.Index] = found
 	if a.hold.Known(found.Index) {
 		return
 	}
-	a.ports[found.Index] = found
 	held, err := a.hold.Arrived(found)
 	a.complain(&a.holdTrouble, err, "cannot hold a new port", "port", found.Name)
 	if held {

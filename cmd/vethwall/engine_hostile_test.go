@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 	"unicode"
 	"unicode/utf8"
 
@@ -184,4 +185,28 @@ func (h hostile) programs(t *testing.T) {
 			h.v.With(t).Run("rm", "--force", c.ID)
 		})
 	}
+}
+
+// TestImageThatTakesLong has images whose labels are within all bounds and as hard to compile as can be. Who made an image is not to be
+// trusted: nobody else waits for it, nor is a port let go meanwhile.
+func TestImageThatTakesLong(t *testing.T) {
+	t.Parallel()
+	r := newHoldRig(t)
+	for i, n := range []int{500, 2500} {
+		var rules []string
+		for i := range n {
+			rules = append(rules, fmt.Sprintf("%d/tcp@::-::%x:ffff", 1+i, i))
+		}
+		image := r.v.ImageWithLabels(map[string]string{"xdp.drop": strings.Join(rules, ",")})
+		name := fmt.Sprint("neighbour-", i)
+		c := r.v.Create(r.image, name, labelled(r.network, "xdp.drop=udp"), steadily(r.to, name)...)
+		begun := time.Now()
+		r.v.Create(image, fmt.Sprint("hard-", i), labelled(r.network))
+		r.v.Run("start", c.ID)
+		s := awaitFilter(t, r.v, c.Name, 1)
+		if sent := r.arrived(t)[name]; sent > 0 || s.State != agent.Enforced {
+			t.Errorf("%d rules: %v after somebody else's image the container is %s, and %d packets got through", n, time.Since(begun), s.State, sent)
+		}
+	}
+	r.unsurprised(t)
 }

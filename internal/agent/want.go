@@ -52,6 +52,7 @@ func compile(s policy.Stack, g policy.Groups) (*xdp.Tables, error) { return xdp.
 type compiled struct {
 	groups policy.Groups
 	tables *xdp.Tables
+	err    error
 }
 
 // mostCompiled bounds how many sets of groups one stack is remembered with: containers of one network have the same.
@@ -65,12 +66,12 @@ func (a *agent) compile(s policy.Stack, g policy.Groups) (*xdp.Tables, error) {
 	}
 	for _, c := range a.compiled[key] {
 		if !live || c.groups.Equal(g) {
-			return c.tables, nil
+			return c.tables, c.err
 		}
 	}
 	t, err := compile(s, g)
-	if err == nil && len(a.compiled[key]) < mostCompiled {
-		a.compiled[key] = append(a.compiled[key], compiled{g, t})
+	if len(a.compiled[key]) < mostCompiled { // what is too complex takes as long
+		a.compiled[key] = append(a.compiled[key], compiled{g, t, err})
 	}
 	return t, err
 }

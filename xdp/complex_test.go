@@ -1,0 +1,40 @@
+package xdp
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/vethwall/vethwall/policy"
+)
+
+// TestTooComplex has labels within all bounds that are as hard to compile as can be: an image may bring them along, and the agent's loop, which
+// keeps new ports held, compiles them.
+func TestTooComplex(t *testing.T) {
+	prefixes := func(i int) string { return fmt.Sprintf("%d/tcp@::-::%x:ffff", 1+i, i) }
+	nested := func(i int) string {
+		return fmt.Sprintf("%d-%d/tcp@10.0.%d.%d-10.9.%d.%d", 1+i, 65535-i, i>>8, i&255, 255-i>>8, 255-i&255)
+	}
+	for _, c := range []struct {
+		name    string
+		n       int
+		rule    func(int) string
+		complex bool
+	}{
+		{"prefixes", 500, prefixes, false},
+		{"prefixes", 2500, prefixes, true}, // took 13 s, and 600 MB
+		{"nested", 100, nested, false},
+		{"nested", 420, nested, true}, // took 3 s
+	} {
+		var rules []string
+		for i := range c.n {
+			rules = append(rules, c.rule(i))
+		}
+		p, _, err := policy.Parse(map[string]string{"xdp.drop": strings.Join(rules, ",")})
+		must(t, err)
+		if _, err := Compile(policy.Stack{{Origin: "image", Policy: p}}); errors.Is(err, errTooComplex) != c.complex {
+			t.Errorf("%d rules, %s: %v", c.n, c.name, err)
+		}
+	}
+}

@@ -21,9 +21,11 @@ int vethwall_resolver(struct xdp_md *ctx)
 	struct cursor c = { data, end, data, end - data };
 	struct ethhdr *eth = take(&c, sizeof(*eth));
 	struct packet p = {};
+	struct iphdr *ip;
 
 	if (!eth)
 		return XDP_PASS;
+	ip = c.pos;
 	/* The kernel takes a tag without a number off (priority, 802.1Q) after this; nobody sends tags on lo but to get past. */
 	if (eth->h_proto == bpf_htons(ETH_P_8021Q) || eth->h_proto == bpf_htons(ETH_P_8021AD)) {
 		p.mac = read_mac(eth->h_source);
@@ -33,10 +35,12 @@ int vethwall_resolver(struct xdp_md *ctx)
 	/* Nothing else is read: the kernel verifies this program anew for each namespace, while a container starts. */
 	if (eth->h_proto != bpf_htons(ETH_P_IP))
 		return XDP_PASS;
+	/* Whatever its length says: of a packet that is to be cut the kernel believes a total length of 0. */
+	if ((void *)(ip + 1) > end || ip->daddr != bpf_htonl(RESOLVER) ||
+	    !closes(ip->protocol, closed_udp, closed_tcp))
+		return XDP_PASS;
 	p.mac = read_mac(eth->h_source);
 	read_ipv4(&c, &p, READ_FRAME);
-	if (p.dst[0] != RESOLVER || !closes(p.proto, closed_udp, closed_tcp))
-		return XDP_PASS;
 	refuse(&device, &p, end - data);
 	return XDP_DROP;
 }

@@ -1,11 +1,13 @@
 package xdp
 
 import (
+	"encoding/binary"
 	"errors"
 	"net"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -179,6 +181,70 @@ func TestResolverTagged(t *testing.T) {
 	}
 	must(t, f.CloseResolver(a.path, a.host.Index, false, false))
 	want("open again", true)
+}
+
+// TestResolverSuperframe asks the resolver by TCP in a frame that says that it is to be cut (PACKET_VNET_HDR) and whose total length is 0, as that of
+// IPv4 beyond 64 KiB is (from Linux 6.3 on): the kernel takes it as long as it is. See TestResolverTagged.
+func TestResolverSuperframe(t *testing.T) {
+	a := newAsker(t)
+	fd := -1
+	a.inContainer(func() {
+		for name, value := range map[string]string{"lo/route_localnet": "1", "lo/rp_filter": "0", "all/rp_filter": "0"} { // of this namespace
+			must(t, os.WriteFile("/proc/sys/net/ipv4/conf/"+name, []byte(value), 0))
+		}
+		var err error
+		fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW, 0)
+		must(t, err)
+		const vnetHeader = 15 // PACKET_VNET_HDR
+		must(t, unix.SetsockoptInt(fd, unix.SOL_PACKET, vnetHeader, 1))
+	})
+	defer unix.Close(fd)
+	// arrives reports whether TCP has got it.
+	arrives := func() bool {
+		const needsChecksum, cutTCP, tcpAt = 1, 1, 34
+		tcp := append(policytest.TCP(40000, uint16(a.tcp.Addr().(*net.TCPAddr).Port)), "more than a segment"...)
+		frame := policytest.IP("192.0.2.1", "127.0.0.11", protoTCP, tcp)
+		copy(frame, make([]byte, 12))
+		frame[16], frame[17] = 0, 0
+		checksum(frame[14:34])
+		header := []byte{needsChecksum, cutTCP}
+		for _, n := range []uint16{tcpAt + 20, 8, tcpAt, 16} {
+			header = binary.NativeEndian.AppendUint16(header, n)
+		}
+		before := a.segments()
+		must(t, unix.Sendto(fd, append(header, frame...), 0, &unix.SockaddrLinklayer{Protocol: 0x0008, Ifindex: loopback, Halen: 6}))
+		time.Sleep(long)
+		return a.segments() != before
+	}
+	f := open(t, bpffs(t))
+	defer f.Close()
+	must(t, f.Attach(a.host.Index, Want{Policy: labelled(t, "xdp.drop=tcp")}))
+	if !arrives() {
+		t.Skip("the kernel does not take such a frame")
+	}
+	must(t, f.CloseResolver(a.path, a.host.Index, false, true))
+	if arrives() || a.refused(f) != 1 {
+		t.Errorf("TCP closed: it arrives, or is not counted: %d", a.refused(f))
+	}
+	must(t, f.CloseResolver(a.path, a.host.Index, true, false))
+	if !arrives() {
+		t.Error("UDP closed: it does not arrive")
+	}
+}
+
+// segments is how many TCP has received in the container.
+func (a *asker) segments() (n string) {
+	a.t.Helper()
+	a.inContainer(func() {
+		text, err := os.ReadFile("/proc/thread-self/net/snmp")
+		must(a.t, err)
+		for line := range strings.Lines(string(text)) {
+			if fields := strings.Fields(line); fields[0] == "Tcp:" {
+				n = fields[10] // InSegs
+			}
+		}
+	})
+	return n
 }
 
 // wantEvents wants one for a query, and none under xdp.log=none.

@@ -894,3 +894,36 @@ func must(t testing.TB, err error) {
 		t.Fatal(err)
 	}
 }
+
+// TestHalved takes away one of the two hooks that judge what a container sends, while no agent runs.
+func TestHalved(t *testing.T) {
+	n := newNetwork(t)
+	for _, c := range []struct {
+		want   Want
+		hook   string
+		halved bool
+	}{
+		{Want{Policy: labelled(t, "xdp.drop=udp"), Raw: true}, hookSent, true},
+		{Want{Policy: labelled(t, "xdp.egress.limit=udp=1pps")}, hookSent, true},
+		{Want{Policy: labelled(t, "xdp.drop=udp"), BothHooks: true}, hookXDP, true},
+		{Want{Policy: labelled(t, "xdp.drop=udp"), BothHooks: true}, hookReceived, false}, // without it there is no filter for what is received
+		{Want{Policy: labelled(t, "xdp.drop=udp")}, hookXDP, false},
+		{Want{Policy: labelled(t, "xdp.egress.limit=udp=1pps"), Mode: TCX}, hookSent, false},
+	} {
+		dir := bpffs(t)
+		f := open(t, dir)
+		must(t, f.Attach(n.host.Index, c.want))
+		f.Close()
+		r, err := OpenReader(dir)
+		must(t, err)
+		if d, err := r.Device(n.host.Index); err != nil || d.Halved {
+			t.Errorf("%s: halved with all its hooks, %v", c.hook, err)
+		}
+		_ = os.Remove(filepath.Join(dir, "links", strconv.Itoa(n.host.Index)+"-"+c.hook))
+		if d, err := r.Device(n.host.Index); err != nil || d.Halved != c.halved {
+			t.Errorf("%s is gone: halved %t, %v", c.hook, d.Halved, err)
+		}
+		r.Close()
+		must(t, Uninstall(dir))
+	}
+}

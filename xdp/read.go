@@ -49,7 +49,7 @@ func OpenReader(dir string) (*Reader, error) {
 	r.was, _ = os.Stat(r.pin)
 	for name, m := range map[string]**ebpf.Map{
 		"devices": &r.maps.Devices, "device_overflow": &r.maps.DeviceOverflow, "counters": &r.maps.Counters, "containers": &r.maps.Containers,
-		"events": &r.maps.Events, "globals": &r.maps.Globals,
+		"events": &r.maps.Events, "globals": &r.maps.Globals, "identities": &r.maps.Identities,
 	} {
 		// The kernel maps only what is open for writing into memory, for reading too.
 		o := &ebpf.LoadPinOptions{ReadOnly: name != "events"}
@@ -106,6 +106,8 @@ type Device struct {
 	Hooks     []Hook // ours
 	Closed    bool   // its policy is the quarantine
 	HasPolicy bool
+	// Halved: two hooks judge what the container sends, and one of them is gone.
+	Halved bool
 	// Foreign is the id of an XDP program that is not ours, 0 for none.
 	Foreign uint32
 	Counts  []Count
@@ -147,6 +149,15 @@ func (r *Reader) Device(ifindex int) (Device, error) {
 		return d, nil
 	}
 	d.HasPolicy, d.Closed = true, entry.Policy == 0
+	var id filterIdentity
+	if r.maps.Identities.Lookup(uint32(entry.Counters), &id) == nil && id.Own&twoHooks != 0 {
+		has := func(types ...string) bool {
+			return slices.ContainsFunc(d.Hooks, func(h Hook) bool {
+				return h.Direction == policy.Egress.String() && slices.Contains(types, h.Type)
+			})
+		}
+		d.Halved = !has("xdp") || !has("tcx", "tc")
+	}
 	d.Counts, err = readCounts(r.maps.Counters, entry.Counters)
 	return d, err
 }

@@ -154,11 +154,13 @@ func lacking(d xdp.Device, promised State, r Record) string {
 		switch {
 		case !filtered || d.Closed:
 			return "NOT FILTERED: the filter is gone from the kernel; a running agent puts it back"
+		case d.Halved:
+			return "NOT FILTERED in full: of the two hooks that judge what the container sends one is gone from the kernel; a running agent puts it back"
 		case r.Program != "" && !operated:
 			return "NOT FILTERED by xdp.program=" + r.Program + ": it is gone from the kernel; a running agent puts it back"
 		}
 	case Quarantined:
-		if d.Up && (!filtered || !d.Closed) {
+		if d.Up && (!filtered || !d.Closed || d.Halved) {
 			return "NOT CLOSED: it has neither a filter nor is it down; a running agent closes it"
 		}
 	}

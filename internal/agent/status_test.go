@@ -28,6 +28,8 @@ func TestLacking(t *testing.T) {
 	byHand.Hooks = []xdp.Hook{{Direction: "egress", ByHand: "dropper"}, {Direction: "ingress"}}
 	operated := filtered
 	operated.Hooks = append(slices.Clone(filtered.Hooks), xdp.Hook{Direction: "egress", Program: "dropper"})
+	halved := filtered
+	halved.Halved = true
 	closed, down, bare, policyOnly := filtered, xdp.Device{HasPolicy: true, Closed: true}, xdp.Device{Up: true}, xdp.Device{Up: true, HasPolicy: true}
 	closed.Closed = true
 	for _, tc := range []struct {
@@ -42,6 +44,7 @@ func TestLacking(t *testing.T) {
 		{"no filter", bare, Enforced, true},
 		{"what it receives is not judged", deaf, Enforced, true},
 		{"a program by hand in the filter's place", byHand, Enforced, true},
+		{"one of the two hooks for what it sends", halved, Enforced, true},
 		{"no filter, late", bare, Late, true},
 		{"no program by hand", bare, Partial, true},
 		{"a policy and no hook", policyOnly, Enforced, true},

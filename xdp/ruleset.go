@@ -59,6 +59,7 @@ const guardMark = 0x80000000
 // What is behind ARP in the shortest frame, and a solicitation or advertisement with one option, as in bpf/packet.h.
 const (
 	arpPadding     = 18
+	ipv6Header     = 40
 	discoveryUsual = 32
 )
 
@@ -334,11 +335,11 @@ func (r *ruleset) addRules(c *nftables.Conn) error {
 		discovery := &nftables.Set{Table: r.table, Anonymous: true, Constant: true, KeyType: nftables.TypeICMP6Type}
 		err = errors.Join(err, c.AddSet(discovery, bytesOf(133, 135, 136)))
 		rule(r.held, etherType(unix.ETH_P_IPV6), is(at(ip, 6), unix.IPPROTO_ICMPV6), is(at(ip, 7), 255), is(two(ip, 24), near...),
-			[]expr.Any{two(ip, 4), &expr.Cmp{Op: expr.CmpOpLte, Register: 1, Data: []byte{0, discoveryUsual}}}, in(at(icmp, 0), discovery), accept)
+			noLongerThan(ipv6Header+discoveryUsual), []expr.Any{two(ip, 4), &expr.Cmp{Op: expr.CmpOpLte, Register: 1, Data: []byte{0, discoveryUsual}}}, in(at(icmp, 0), discovery), accept)
 	}
 	// The first byte of the length, hop limit, destination and length of the options: a report of fewer than 256 bytes that nobody routes.
 	rule(r.held, etherType(unix.ETH_P_IPV6), is(at(ip, 4), 0), is(at(ip, 6), unix.IPPROTO_HOPOPTS), is(at(ip, 7), 1), is(at(ip, 24), 0xff),
-		is(at(ip, 40), unix.IPPROTO_ICMPV6), is(at(ip, 41), 0), in(at(ip, 48), reports), accept)
+		noLongerThan(ipv6Header+0xff), is(at(ip, 40), unix.IPPROTO_ICMPV6), is(at(ip, 41), 0), in(at(ip, 48), reports), accept)
 	rule(r.guard, toBridge(), []expr.Any{&expr.Verdict{Kind: expr.VerdictDrop}})
 	rule(r.guard, mark(guardMark), []expr.Any{&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: make([]byte, 4)}}, countedDrop)
 	rule(r.guard, mark(^uint32(guardMark)), []expr.Any{&expr.Meta{Key: expr.MetaKeyMARK, Register: 1, SourceRegister: true}})

@@ -46,7 +46,9 @@ type Container struct {
 	// Upper case, without CAP_; "ALL" stands for every one.
 	CapAdd, CapDrop []string
 	Privileged      bool
-	Runtime         string // "runc", "io.containerd.kata.v2", ...; the engine's default where none was named
+	// PidMode is "", "host" or "container:ID": whose processes it sees.
+	PidMode string
+	Runtime string // "runc", "io.containerd.kata.v2", ...; the engine's default where none was named
 	// MayRun are the runtimes that it may have, and MayRemap says that UserNS may be true, where Docker has only outlined it.
 	MayRun   []string
 	MayRemap bool
@@ -122,7 +124,7 @@ func snapshot(r container.InspectResponse) Container {
 	out := Container{
 		ID: r.ID, Name: strings.TrimPrefix(r.Name, "/"), Labels: r.Config.Labels, Image: r.Config.Image, ImageID: r.Image,
 		SandboxID: n.SandboxID, SandboxKey: n.SandboxKey, Networks: endpoints(n.Networks), NetworkMode: string(h.NetworkMode),
-		Privileged: h.Privileged, Runtime: h.Runtime, DNS: h.DNS, Published: h.PublishAllPorts || len(h.PortBindings) > 0,
+		Privileged: h.Privileged, PidMode: string(h.PidMode), Runtime: h.Runtime, DNS: h.DNS, Published: h.PublishAllPorts || len(h.PortBindings) > 0,
 	}
 	// While a restart policy waits for its next attempt, Running is true and there is no process.
 	if s := r.State; s.Running && s.Pid > 0 {

@@ -154,6 +154,8 @@ func Loophole(c docker.Container, stack policy.Stack) string {
 	switch {
 	case capability != "":
 		return fmt.Sprintf("the container has %s, so no filter on its veth holds it: %s; start it without %s", capability, how, options)
+	case c.PidMode == "host" || joins(c.PidMode):
+		return processLoophole
 	case Program(stack) != "" && detours(c):
 		return programLoophole
 	}
@@ -174,6 +176,8 @@ func overrides(c docker.Container) (capability, how, options string) {
 	}
 	return "", "", ""
 }
+
+const processLoophole = "the container sees processes of others (--pid), so no filter on its veth holds it: it can have one of the same user send from another network (ptrace); start it without --pid"
 
 const programLoophole = "what the container sends can get around one hook, by CAP_NET_ADMIN or by its runtime, and xdp.program takes the other from the policy; remove xdp.program"
 

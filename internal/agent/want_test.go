@@ -57,6 +57,8 @@ func TestWanted(t *testing.T) {
 		{"with a program", func(c *docker.Container) { c.Labels["xdp.program"] = "x.o" }, true, "xdp.drop=udp xdp.program=x.o", xdp.Auto, true, true},
 		{"with a limit", func(c *docker.Container) { c.Labels["xdp.limit"] = "udp=1kpps" }, true, "xdp.drop=udp xdp.limit=udp=1kpps", xdp.Auto, true, true},
 		{"privileged", func(c *docker.Container) { c.Privileged = true }, true, "xdp.drop=udp", xdp.Auto, false, true},
+		{"with the processes of another", func(c *docker.Container) { c.PidMode = "container:other" }, true, "xdp.drop=udp", xdp.Auto, false, true},
+		{"with the processes of all", func(c *docker.Container) { c.PidMode = "host" }, true, "xdp.drop=udp", xdp.Auto, false, true},
 		{"with NET_ADMIN", func(c *docker.Container) { c.CapAdd = []string{"NET_ADMIN"} }, true, "xdp.drop=udp", xdp.Auto, false, true},
 		{"with ALL", func(c *docker.Container) { c.CapAdd = []string{"ALL"} }, true, "xdp.drop=udp", xdp.Auto, false, true},
 		{"with NET_RAW", func(c *docker.Container) { c.CapAdd = []string{"NET_RAW"} }, true, "xdp.drop=udp", xdp.Auto, true, true},

@@ -469,8 +469,10 @@ static __always_inline void read_ipv6(struct cursor *c, struct packet *p, enum r
 	left = c->limit - offset(c);
 	if (r == READ_FRAME && payload > left)
 		return unknown(p, IP_UNKNOWN, REASON_TRUNCATED);
-	if (payload < left)
+	if (payload < left) {
 		c->limit -= left - payload;
+		p->limit = 1; /* until all is read: something follows */
+	}
 
 	for (int i = 0; i < 4; i++) {
 		p->src[i] = bpf_ntohl(ip->saddr.s6_addr32[i]);
@@ -516,7 +518,7 @@ static __always_inline void read_ipv6(struct cursor *c, struct packet *p, enum r
 	if (r == READ_FRAME && proto == IPPROTO_ICMPV6) {
 		p->builtin = !p->fragment && is_builtin6(ip, *c, p);
 		if (p->direction == EGRESS)
-			read_claims6(*c, p, offset(c) != first);
+			read_claims6(*c, p, offset(c) != first || p->limit);
 		if (p->builtin) {
 			p->proto = proto;
 			return;

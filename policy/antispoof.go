@@ -90,16 +90,16 @@ func (p packet) isRouters() bool {
 }
 
 // claims reads what neighbour discovery says of its sender, also where it is not built in: the address that is his or may be,
-// and whether it says anything that no host has to say. More than one option would be room for data, and of a fragment
-// (RFC 6980) nobody knows what the next one brings.
+// and whether it says anything that no host has to say. More than one option would be room for data, and so is what follows the
+// packet: the shortest is longer than an Ethernet frame has to be. Of a fragment (RFC 6980) nobody knows what the next one brings.
 func (p packet) claims() (claim netip.Addr, forged bool) {
 	const solicitRouter, advertise = 133, 136
 	typ, rest := p.icmp[0], p.icmp[min(8, len(p.icmp)):]
 	if typ < solicitRouter || typ > advertise {
 		return claim, false
 	}
-	if p.first || p.extended || len(p.icmp) < 8 {
-		return claim, p.first || p.extended || p.builtIn(Egress)
+	if odd := p.first || p.extended || p.trailed; odd || len(p.icmp) < 8 {
+		return claim, odd || p.builtIn(Egress)
 	}
 	nobody := p.src == netip.IPv6Unspecified()
 	if typ != solicitRouter {

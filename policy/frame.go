@@ -41,6 +41,8 @@ type packet struct {
 	claim netip.Addr
 	// extended: there are extension headers.
 	extended bool
+	// trailed: more bytes follow than an IPv6 packet says that it has.
+	trailed bool
 	// forged is what no container has to send.
 	forged bool
 }
@@ -169,8 +171,8 @@ func readIPv6(b []byte, quoted bool) packet {
 	if total > len(b) && !quoted {
 		return packet{class: anyIP, why: Truncated}
 	}
+	p := packet{class: oneIP, hops: b[7], trailed: total < len(b)}
 	b = b[:min(total, len(b))]
-	p := packet{class: oneIP, hops: b[7]}
 	p.src, _ = netip.AddrFromSlice(b[8:24])
 	p.dst, _ = netip.AddrFromSlice(b[24:40])
 	return walkHeaders(p, b[6], b[40:], quoted)

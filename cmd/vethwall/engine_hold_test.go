@@ -144,8 +144,8 @@ func TestFirstPacket(t *testing.T) {
 						t.Errorf("%d packets of %s arrived, want %d", got[name], name, f.want)
 					}
 				}
-				// Of those some still come too early on two cores, about one in a hundred (docs/guarantees.md).
-				if t.Logf("%d of %d were lost", lost, len(all)); lost > max(1, len(all)/50) {
+				// The engine leaves 50 ms: on two cores that others use, too, one may come too early (docs/guarantees.md has how many did).
+				if t.Logf("%d of %d were lost", lost, len(all)); lost > 1 {
 					t.Errorf("%d of %d allowed first packets were lost", lost, len(all))
 				}
 				if f.labels == nil && r.dropped(t) != before {

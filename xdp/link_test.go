@@ -913,6 +913,7 @@ func TestHalved(t *testing.T) {
 		dir := bpffs(t)
 		f := open(t, dir)
 		must(t, f.Attach(n.host.Index, c.want))
+		pinned := c.hook == hookXDP || !f.noTCX // a filter of clsact has no pin that can go
 		f.Close()
 		r, err := OpenReader(dir)
 		must(t, err)
@@ -920,7 +921,7 @@ func TestHalved(t *testing.T) {
 			t.Errorf("%s: halved with all its hooks, %v", c.hook, err)
 		}
 		_ = os.Remove(filepath.Join(dir, "links", strconv.Itoa(n.host.Index)+"-"+c.hook))
-		if d, err := r.Device(n.host.Index); err != nil || d.Halved != c.halved {
+		if d, err := r.Device(n.host.Index); err != nil || d.Halved != (c.halved && pinned) {
 			t.Errorf("%s is gone: halved %t, %v", c.hook, d.Halved, err)
 		}
 		r.Close()

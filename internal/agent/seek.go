@@ -222,8 +222,11 @@ func (a *agent) isElsewhere(e docker.Attachment, p *port) bool {
 		return false
 	}
 	lives := p.inside
-	if p.proved {
+	switch {
+	case p.proved:
 		lives = p.id
+	case lives == "":
+		lives = a.resident(p)
 	}
 	if lives != "" && e.ContainerID != lives {
 		return true
@@ -236,6 +239,21 @@ func (a *agent) isElsewhere(e docker.Attachment, p *port) bool {
 		return true
 	}
 	return lives == "" && slices.ContainsFunc(e.Addrs, func(addr netip.Addr) bool { return here(a.kernel.Bearer(p.Master, addr)) })
+}
+
+// resident is the container that is known to live in the namespace behind a port, because another port of its leads there, too: it runs, and joins a
+// network. "" for one that starts.
+func (a *agent) resident(p *port) string {
+	leads := func(ifindex int) bool {
+		other, there := a.ports[ifindex]
+		return there && ifindex != p.Index && other.NsID == p.NsID
+	}
+	for id, c := range a.containers {
+		if p.NsID >= 0 && c.nsid == p.NsID && !shares(c.NetworkMode) && slices.ContainsFunc(c.devices, leads) {
+			return id
+		}
+	}
+	return ""
 }
 
 // rest puts a port aside for a while, before it is looked for again.

@@ -49,6 +49,9 @@ func TestJoiner(t *testing.T) {
 		{"in a user namespace", func(c *docker.Container) { c.Privileged, c.UserNS = true, true }, true, ""},
 		{"with SYS_ADMIN", func(c *docker.Container) { c.CapAdd = []string{"SYS_ADMIN"} }, false, "has CAP_SYS_ADMIN"},
 		{"of another runtime", func(c *docker.Container) { c.Runtime = "kata" }, true, ""},
+		{"with the processes of all", func(c *docker.Container) { c.PidMode = "host" }, false, "container box20 shares its network and sees processes of others"},
+		{"with those of another", func(c *docker.Container) { c.PidMode = "container:" + box(30, false).ID }, false, "sees processes of others"},
+		{"with the owner's, as who debugs it", func(c *docker.Container) { c.PidMode = "container:" + owner.ID }, false, ""},
 		{"of crun", func(c *docker.Container) { c.Runtime = "crun" }, false, ""},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

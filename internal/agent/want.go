@@ -154,7 +154,7 @@ func Loophole(c docker.Container, stack policy.Stack) string {
 	switch {
 	case capability != "":
 		return fmt.Sprintf("the container has %s, so no filter on its veth holds it: %s; start it without %s", capability, how, options)
-	case c.PidMode == "host" || joins(c.PidMode):
+	case seesOthers(c):
 		return processLoophole
 	case Program(stack) != "" && detours(c):
 		return programLoophole
@@ -176,6 +176,9 @@ func overrides(c docker.Container) (capability, how, options string) {
 	}
 	return "", "", ""
 }
+
+// seesOthers reports whether c sees processes of other containers, or of the host.
+func seesOthers(c docker.Container) bool { return c.PidMode == "host" || joins(c.PidMode) }
 
 const processLoophole = "the container sees processes of others (--pid), so no filter on its veth holds it: it can have one of the same user send from another network (ptrace); start it without --pid"
 

@@ -476,6 +476,29 @@ func TestDockerInDocker(t *testing.T) {
 	})
 }
 
+// TestCgroupParent starts a container whose cgroup is under that of another on its network: its address says whose the port is.
+func TestCgroupParent(t *testing.T) {
+	parent, c := box(30, true, "xdp.drop=tcp"), box(7, false, "xdp.drop=udp")
+	inTime(t, []docker.Container{parent, c}, func(r *rig) {
+		listBridge(r)
+		r.plugged(nil, in(near(30), 30))
+	}, func(r *rig) {
+		r.happens(c, docker.ActionCreate)
+		r.process(70, 5, parent.ID, c.ID)
+		r.attaches(itsEnd(c.ID), docker.Attachment{ContainerID: parent.ID, MAC: net.HardwareAddr{2, 0, 0, 0, 0, 1}})
+		mac := r.agent.peerMAC
+		r.agent.peerMAC = func(p xdp.Port) net.HardwareAddr { time.Sleep(3 * time.Millisecond); return mac(p) } // until the processes are known
+		r.port(in(near(7), 5), itsMAC)
+		r.after(time.Second)
+		r.released(7, true)
+		r.kernel.set(func() {
+			if w := r.kernel.last[7]; w.Policy == r.kernel.last[30].Policy || w.MAC.String() != itsMAC.String() {
+				t.Errorf("the port has the parent's policy, or its MAC: %s", w.MAC)
+			}
+		})
+	})
+}
+
 // TestConnectSends joins a running container to another network while it sends.
 func TestConnectSends(t *testing.T) {
 	c := box(10, true, "xdp.drop=udp")

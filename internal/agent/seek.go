@@ -109,8 +109,11 @@ func (a *agent) lookInside() {
 			for _, p := range ports {
 				p.looked, p.pids = true, found[p.NsID]
 				if p.id == "" {
-					p.inside = a.owner(ids[p.NsID])
-					p.id, p.news = p.inside, true
+					id, sure := a.owner(ids[p.NsID])
+					p.id, p.news = id, true
+					if p.inside = ""; sure {
+						p.inside = id
+					}
 				}
 			}
 			a.settlePorts()
@@ -137,27 +140,31 @@ func idsOf(proc string, pid int) (out []string) {
 }
 
 // owner is the container whose processes were found in a namespace, "" where they are of several: one of them has
-// joined the other's, and the network knows which.
-func (a *agent) owner(processes [][]string) (id string) {
+// joined the other's, and the network knows which. sure is false where a cgroup names two containers of the engine's: one may be only the parent
+// that the other was started under (--cgroup-parent).
+func (a *agent) owner(processes [][]string) (id string, sure bool) {
+	sure = true
+	known := func(id string) bool { return a.plain[id] || a.containers[id] != nil }
 	for _, ids := range processes {
 		if len(ids) == 0 {
 			continue // of the host: somebody looks around there
 		}
-		mine := slices.IndexFunc(ids, func(id string) bool { return a.plain[id] || a.containers[id] != nil })
+		mine := slices.IndexFunc(ids, known)
 		if mine < 0 {
 			mine = len(ids) - 1
 		}
+		sure = sure && !slices.ContainsFunc(ids[mine+1:], known)
 		switch {
 		case id == "":
 			id = ids[mine]
 		case id != ids[mine]:
-			return ""
+			return "", false
 		}
 	}
 	if c := a.containers[id]; c != nil && c.inspected && shares(c.NetworkMode) {
-		return ""
+		return "", false
 	}
-	return id
+	return id, sure
 }
 
 // askAttachments asks a network what is attached to it, for all of its ports that are held.

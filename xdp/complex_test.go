@@ -9,6 +9,30 @@ import (
 	"github.com/vethwall/vethwall/policy"
 )
 
+// TestComplexEnough has labels as somebody may write them: they are compiled.
+func TestComplexEnough(t *testing.T) {
+	list := func(n int, rule func(int) string) string {
+		var out []string
+		for i := range n {
+			out = append(out, rule(i))
+		}
+		return strings.Join(out, ",")
+	}
+	one := func(i int) string { return fmt.Sprintf("%d/tcp@10.0.%d.%d", 1+i, i>>8, i&255) }
+	for name, labels := range map[string]map[string]string{
+		"2,500 ports and addresses":              {"xdp.allow": list(2500, one)},
+		"two families":                           {"xdp.allow": list(1500, func(i int) string { return fmt.Sprintf("%s+2001:db8::%x", one(i), i) })},
+		"350 exceptions of a wide rule":          {"xdp.drop": "10.0.0.0/8", "xdp.except": list(350, one)},
+		"3,000 exceptions, of 20 lists of ports": {"xdp.drop": "10.0.0.0/8", "xdp.except": list(3000, func(i int) string { return fmt.Sprintf("%d/tcp@10.0.%d.%d", 1+i%20, i>>8, i&255) })},
+	} {
+		p, _, err := policy.Parse(labels)
+		must(t, err)
+		if _, err := Compile(policy.Stack{{Origin: "labels", Policy: p}}); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
 // TestTooComplex has labels within all bounds that are as hard to compile as can be: an image may bring them along, and the agent's loop, which
 // keeps new ports held, compiles them.
 func TestTooComplex(t *testing.T) {

@@ -160,8 +160,11 @@ func lacking(d xdp.Device, promised State, r Record) string {
 			return "NOT FILTERED by xdp.program=" + r.Program + ": it is gone from the kernel; a running agent puts it back"
 		}
 	case Quarantined:
-		if d.Up && (!filtered || !d.Closed || d.Halved) {
+		switch {
+		case d.Up && (!filtered || !d.Closed):
 			return "NOT CLOSED: it has neither a filter nor is it down; a running agent closes it"
+		case d.Up && d.Halved:
+			return "NOT CLOSED in full: of the two hooks that judge what the container sends one is gone from the kernel; a running agent puts it back"
 		}
 	}
 	return ""

@@ -32,6 +32,8 @@ func TestLacking(t *testing.T) {
 	halved.Halved = true
 	closed, down, bare, policyOnly := filtered, xdp.Device{HasPolicy: true, Closed: true}, xdp.Device{Up: true}, xdp.Device{Up: true, HasPolicy: true}
 	closed.Closed = true
+	closedByHalf := closed
+	closedByHalf.Halved = true
 	for _, tc := range []struct {
 		name     string
 		device   xdp.Device
@@ -50,6 +52,7 @@ func TestLacking(t *testing.T) {
 		{"a policy and no hook", policyOnly, Enforced, true},
 		{"closed instead", closed, Enforced, true},
 		{"closed", closed, Quarantined, false},
+		{"closed by one of the two", closedByHalf, Quarantined, true},
 		{"down", down, Quarantined, false},
 		{"open", filtered, Quarantined, true},
 		{"bare", bare, Quarantined, true},

@@ -98,10 +98,16 @@ func (f *forgery) poison() [][]byte {
 // inSink runs a command in the sink's network.
 func (f *forgery) inSink(command ...string) []byte {
 	f.t.Helper()
-	pid := f.tr.v.With(f.t).Run("inspect", "--format", "{{.State.Pid}}", f.tr.sinks[f.sink].ID)
-	out, err := f.tr.v.Command("nsenter", append([]string{"--target", pid, "--net"}, command...)...).Output()
+	return inNetworkOf(f.t, f.tr.v, f.tr.sinks[f.sink].Container, command...)
+}
+
+// inNetworkOf runs a command of the host in the network of a container.
+func inNetworkOf(t *testing.T, v *enginetest.Vethwall, c *enginetest.Container, command ...string) []byte {
+	t.Helper()
+	pid := v.With(t).Run("inspect", "--format", "{{.State.Pid}}", c.ID)
+	out, err := v.Command("nsenter", append([]string{"--target", pid, "--net"}, command...)...).Output()
 	if err != nil {
-		f.t.Fatalf("%v: %v", command, err)
+		t.Fatalf("%v: %v", command, err)
 	}
 	return out
 }

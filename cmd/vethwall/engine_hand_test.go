@@ -34,9 +34,7 @@ func TestByHand(t *testing.T) {
 		}
 		v.MustAsk("detach", c.Name)
 		// It drops ARP, too: the kernel gives up an address 3 s after the first question, and with it all that waits for the answer by then.
-		if out, err := v.Command("nsenter", "--net=/proc/"+v.With(t).Run("inspect", "--format", "{{.State.Pid}}", c.ID)+"/ns/net", "ip", "neigh", "flush", "all").CombinedOutput(); err != nil {
-			t.Fatalf("%v: %s", err, out)
-		}
+		inNetworkOf(t, v, c, "ip", "neigh", "flush", "all")
 		tr.shows(t, c, nil, append(udp, rest...))
 		if with := v.With(t).Filtered(); len(with) > 0 {
 			t.Errorf("programs on %v", with)

@@ -74,8 +74,8 @@ func (s surroundings) sharedWith(c docker.Container) (out sharing) {
 			out.Loophole = cmp.Or(out.Loophole, why)
 		}
 		if seesOthers(j) && !isOwner(strings.TrimPrefix(j.PidMode, joinMode), c) { // those of the owner are behind the same filter
-			why := fmt.Sprintf("container %s shares its network and sees processes of others (--pid), so no filter on the veth holds it: it can have one of the same user send from another network (ptrace); start that one without --pid, and restart this one",
-				j.Name)
+			why := fmt.Sprintf("container %s shares its network and sees processes of others (--pid), so no filter on the veth holds it: %s; start that one without --pid, and restart this one",
+				j.Name, processDetour)
 			out.Loophole = cmp.Or(out.Loophole, why)
 		}
 	}

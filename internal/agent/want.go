@@ -180,7 +180,10 @@ func overrides(c docker.Container) (capability, how, options string) {
 // seesOthers reports whether c sees processes of other containers, or of the host.
 func seesOthers(c docker.Container) bool { return c.PidMode == "host" || joins(c.PidMode) }
 
-const processLoophole = "the container sees processes of others (--pid), so no filter on its veth holds it: it can have one of the same user send from another network (ptrace); start it without --pid"
+// processDetour is how one that sees others' processes gets past its filter.
+const processDetour = "it can have one of the same user send from another network (ptrace)"
+
+const processLoophole = "the container sees processes of others (--pid), so no filter on its veth holds it: " + processDetour + "; start it without --pid"
 
 const programLoophole = "what the container sends can get around one hook, by CAP_NET_ADMIN or by its runtime, and xdp.program takes the other from the policy; remove xdp.program"
 

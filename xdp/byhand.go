@@ -112,7 +112,7 @@ func (f *Filter) loadPinned() error {
 	}
 	// An agent that runs would go on with its own maps, beside those that are made here.
 	if err := unfit(mapsDir(f.dir, spec), spec); err != nil {
-		return fmt.Errorf("%w; an agent that runs mends that within 10 s", err)
+		return fmt.Errorf("%w; an agent that runs mends that within 15 s", err)
 	}
 	return f.loadInto(spec)
 }

@@ -426,7 +426,7 @@ func (m *chaos) stall() string {
 	return what
 }
 
-// unpin removes pins, once in a short run: the agent puts them back within 10 s.
+// unpin removes pins, once in a short run: the agent puts them back within 15 s.
 func (m *chaos) unpin() string {
 	if !m.agent || m.unpinned {
 		return ""

@@ -251,7 +251,7 @@ func TestNeighborMasquerade(t *testing.T) {
 	_, _ = s.v.Command("iptables", "-t", "raw", "-F", "PREROUTING").CombinedOutput()
 	for round := range 2 {
 		if round > 0 {
-			time.Sleep(11 * time.Second) // meanwhile the agent looks which devices there are
+			time.Sleep(16 * time.Second) // meanwhile the agent looks which devices there are
 		}
 		for _, to := range []string{net.JoinHostPort(gateway, "5353"), net.JoinHostPort(gateway4, "5353"), net.JoinHostPort(s.to.v4.String(), "53")} {
 			text := fmt.Sprintf("%d to %s", round, to)

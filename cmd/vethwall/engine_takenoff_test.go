@@ -22,7 +22,7 @@ func TestTakenOff(t *testing.T) {
 	v.StartAgent()
 	f := newFlood(t, v, tr, image, labelled(network, "xdp.drop=udp")...)
 	f.blocked(t)
-	time.Sleep(15 * time.Second) // a while after the start
+	time.Sleep(20 * time.Second) // a while after the start
 	pins, err := filepath.Glob(filepath.Join(v.Dir, "links", "*"))
 	if err != nil || len(pins) == 0 {
 		t.Fatal(pins, err)
@@ -39,7 +39,7 @@ func TestTakenOff(t *testing.T) {
 	}
 	began := time.Now()
 	s := await(t, v, f.c.Name, "has its filter again", filtered)
-	if took := time.Since(began); took > 11*time.Second {
+	if took := time.Since(began); took > 16*time.Second {
 		t.Errorf("it is back after %v", took)
 	}
 	passed := tr.sinks["A"].With(v.Docker.With(t)).Count("flood")

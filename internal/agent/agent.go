@@ -97,7 +97,7 @@ type links struct {
 const hostProc = "/proc"
 
 // resync is the safety net under the events: what they did not tell is seen by then.
-const resync = 10 * time.Second
+const resync = 15 * time.Second
 
 // Run keeps the kernel in step until ctx ends, and returns nil then. It returns an error only where it could
 // not begin: a wrong configuration, no engine, no right to load programs, another agent. The filters stay in force.

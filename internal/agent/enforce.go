@@ -94,6 +94,9 @@ func (a *agent) release(c *container, veths namespaces) bool {
 	return true
 }
 
+// untold is for how long Docker may be yet to tell that a container whose veths are gone has ended.
+const untold = 5 * time.Second
+
 // interfaces attaches to every veth of c, or closes it. It is false where c has ended or been started again, and
 // Docker has not yet said which: the record stays as it is until then.
 func (a *agent) interfaces(c *container, veths namespaces) (out []Interface, known bool) {
@@ -109,7 +112,7 @@ func (a *agent) interfaces(c *container, veths namespaces) (out []Interface, kno
 			a.ask(c.ID)
 			return nil, false
 		}
-		if time.Since(c.lost) < resync/2 { // Docker may be yet to tell that it has ended
+		if time.Since(c.lost) < untold {
 			return nil, false
 		}
 		return []Interface{{Network: c.NetworkMode, State: Pending, Error: OneLine(err)}}, fresh
@@ -121,7 +124,7 @@ func (a *agent) interfaces(c *container, veths namespaces) (out []Interface, kno
 		a.ask(c.ID)
 		return nil, false
 	}
-	if len(found) == 0 && len(c.Networks) > 0 && time.Since(c.lost) < resync/2 {
+	if len(found) == 0 && len(c.Networks) > 0 && time.Since(c.lost) < untold {
 		return nil, false
 	}
 	c.seen = len(found) > 0

@@ -56,7 +56,7 @@ func (f resolvConfs) follow(ctx context.Context, log *slog.Logger, tell func([]n
 		defer watcher.Close()
 		events, lost = watcher.Events, watcher.Errors
 	} else {
-		log.Warn("cannot watch the host's resolv.conf: it is read every 10 s and when a container starts", "error", err)
+		log.Warn("cannot watch the host's resolv.conf: it is read every 15 s and when a container starts", "error", err)
 	}
 	tick := time.NewTicker(resync)
 	defer tick.Stop()

@@ -466,11 +466,12 @@ func TestTwoInOneNamespace(t *testing.T) {
 	}
 }
 
-// TestDockerInDocker names two containers in one cgroup: the engine knows the one.
+// TestDockerInDocker has an engine in a container: cgroups there name two containers, of which the engine outside knows the one.
 func TestDockerInDocker(t *testing.T) {
 	outer := box(7, false)
 	inTime(t, []docker.Container{outer}, listBridge, func(r *rig) {
-		r.process(70, 5, outer.ID, box(0xffff, false).ID)
+		r.process(70, 5, outer.ID)
+		r.process(71, 5, outer.ID, box(0xffff, false).ID)
 		r.port(in(near(7), 5), nil)
 		r.released(7, true)
 	})
@@ -497,6 +498,27 @@ func TestCgroupParent(t *testing.T) {
 			}
 		})
 	})
+}
+
+// TestPlainCgroupParent starts a container under the cgroup of one that asks for nothing, which the agent has heard of or not yet: it is not let go as that one.
+func TestPlainCgroupParent(t *testing.T) {
+	for _, heard := range []bool{false, true} {
+		parent, c := box(30, true), box(7, false, "xdp.drop=udp")
+		inTime(t, []docker.Container{parent}, listBridge, func(r *rig) {
+			r.engine.set(func() { r.engine.containers[c.ID] = c })
+			if heard {
+				r.happens(c, docker.ActionCreate)
+			}
+			r.process(70, 5, parent.ID, c.ID)
+			r.port(in(near(7), 5), itsMAC)
+			r.after(100 * time.Millisecond)
+			r.released(7, false)
+			r.attaches(itsEnd(c.ID))
+			r.after(time.Second)
+			r.released(7, true)
+			r.device(7, "open")
+		})
+	}
 }
 
 // TestConnectSends joins a running container to another network while it sends.

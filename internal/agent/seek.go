@@ -141,10 +141,12 @@ func idsOf(proc string, pid int) (out []string) {
 
 // owner is the container whose processes were found in a namespace, "" where they are of several: one of them has
 // joined the other's, and the network knows which. sure is false where a cgroup names two containers of the engine's: one may be only the parent
-// that the other was started under (--cgroup-parent).
+// that the other was started under (--cgroup-parent). Where all that lives there is below one that asks for nothing, it may be one of another
+// that the engine has just created: the network knows that, too.
 func (a *agent) owner(processes [][]string) (id string, sure bool) {
 	sure = true
 	known := func(id string) bool { return a.plain[id] || a.containers[id] != nil }
+	below := true
 	for _, ids := range processes {
 		if len(ids) == 0 {
 			continue // of the host: somebody looks around there
@@ -154,6 +156,7 @@ func (a *agent) owner(processes [][]string) (id string, sure bool) {
 			mine = len(ids) - 1
 		}
 		sure = sure && !slices.ContainsFunc(ids[mine+1:], known)
+		below = below && mine < len(ids)-1
 		switch {
 		case id == "":
 			id = ids[mine]
@@ -161,7 +164,8 @@ func (a *agent) owner(processes [][]string) (id string, sure bool) {
 			return "", false
 		}
 	}
-	if c := a.containers[id]; c != nil && c.inspected && shares(c.NetworkMode) {
+	c := a.containers[id]
+	if c != nil && c.inspected && shares(c.NetworkMode) || below && (c == nil || !c.asks) {
 		return "", false
 	}
 	return id, sure

@@ -28,6 +28,7 @@ type Hold struct {
 	filter *Filter
 	rules  *ruleset
 	inXDP  bool
+	ruled  bool // there were rules in force once
 	why    error
 	known  map[int]bool   // may send
 	guards map[int]bool   // which of them are guarded
@@ -81,7 +82,9 @@ func (h *Hold) install() {
 			delete(h.filter.guarded, ifindex)
 			_ = errors.Join(h.filter.mark(ifindex), setLink(ifindex, seesGroups(0)))
 		}
+		return
 	}
+	h.ruled, h.inXDP = true, false
 }
 
 // admit makes a port one that may send.
@@ -236,6 +239,7 @@ func (h *Hold) Release(ifindexes ...int) error {
 // held then, and all that has become a port since, may have sent, and has been released.
 func (h *Hold) Refresh() (lapsed bool, err error) {
 	if h.inXDP {
+		h.retry()
 		return false, nil
 	}
 	var fresh []int
@@ -257,6 +261,18 @@ func (h *Hold) Refresh() (lapsed bool, err error) {
 		errs = append(errs, h.filter.endHold(ifindex)) // what Prepare has attached
 	}
 	return lapsed, errors.Join(append(errs, h.mend(h.rules.refresh(h.apart(fresh))))...)
+}
+
+// retry installs the rules where the kernel has refused that meanwhile, every 5 s while no port is held by a program. What was guarded has to be
+// guarded again.
+func (h *Hold) retry() {
+	if !h.ruled || len(h.filter.held) > 0 || time.Since(h.last) < deadMan {
+		return
+	}
+	h.last = time.Now()
+	if h.install(); !h.inXDP {
+		h.noteGaps()
+	}
 }
 
 // Mend installs the rules again if somebody has removed them.

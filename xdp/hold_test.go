@@ -192,7 +192,7 @@ func prepare(t *testing.T, f *Filter, h *Hold, p plug) {
 func inXDP(t *testing.T, h *Hold) {
 	t.Helper()
 	must(t, h.rules.remove())
-	h.inXDP, h.why = true, errors.New("a test says so")
+	h.inXDP, h.ruled, h.why = true, false, errors.New("a test says so")
 }
 
 func TestHold(t *testing.T) {
@@ -474,6 +474,39 @@ func TestHoldIsMended(t *testing.T) {
 	if way, why := h.Way(); way != HeldNFT {
 		t.Errorf("held by %s: %v", way, why)
 	}
+}
+
+// TestHoldByRulesAgain has the kernel refuse the rules for a while: a program holds what comes, and rules do again when no port is held by one.
+func TestHoldByRulesAgain(t *testing.T) {
+	n := newBridged(t)
+	f, h := n.open(bpffs(t))
+	defer f.Close()
+	defer h.Close()
+	known := n.plug("veth0000001", 0)
+	must(t, h.Release(known.Index))
+	inXDP(t, h)
+	h.ruled = true
+	refreshed := func(want Held) {
+		t.Helper()
+		h.last = time.Now().Add(-deadMan)
+		if _, err := h.Refresh(); err != nil {
+			t.Fatal(err)
+		}
+		if way, why := h.Way(); way != want {
+			t.Errorf("held by %s: %v", way, why)
+		}
+	}
+	held := n.plug("veth0000002", 0)
+	if is, err := h.Arrived(held.Port); !is || err != nil {
+		t.Fatal(is, err)
+	}
+	refreshed(HeldXDP)
+	n.want(held, false, "held by a program")
+	must(t, h.Release(held.Index))
+	refreshed(HeldNFT)
+	n.want(known, true, "by rules")
+	n.want(held, true, "by rules")
+	n.want(n.plug("veth0000003", 0), false, "by rules")
 }
 
 // TestHoldWasRemoved counts what may have passed while somebody had removed the rules.

@@ -245,6 +245,7 @@ type agent struct {
 	plain                    map[string]bool // containers that ask for nothing
 	held                     map[int]*port   // by ifindex
 	beaten                   time.Time       // when the hold was refreshed last
+	heldBy                   xdp.Held        // as the log has it
 	looking                  bool            // at processes, beside the loop
 	attaching, outlining     map[string]bool // by id of the network, of the container
 	holdTrouble, procTrouble string          // as hostTrouble

@@ -268,6 +268,27 @@ func TestPortsAreGuarded(t *testing.T) {
 	}
 }
 
+// The kernel may refuse the rules for a while: which ports are not guarded then is said, and they are guarded as soon as there are rules again.
+func TestGuardComesBack(t *testing.T) {
+	c := admin(10, "xdp.drop=udp")
+	c.UserNS = true
+	inTime(t, []docker.Container{c}, nil, func(r *rig) {
+		r.want(c, enforced10)
+		turns := func(way xdp.Held, want string) {
+			t.Helper()
+			h := r.kernel.hold
+			h.set(func() { h.way, h.guarded = way, map[int]bool{} })
+			r.after(2 * heartbeat)
+			r.want(c, want)
+			if got := h.Guarded(10); got != (way == xdp.HeldNFT) {
+				t.Errorf("held by %s, guarded: %v", way, got)
+			}
+		}
+		turns(xdp.HeldXDP, "partial [bridge partial 10:open]")
+		turns(xdp.HeldNFT, enforced10)
+	})
+}
+
 // A port of which the filter is taken off is not guarded any more: nothing would get through.
 func TestGuardEndsWithTheFilter(t *testing.T) {
 	c := admin(10)

@@ -370,6 +370,10 @@ func (a *agent) beat() {
 	a.beaten = time.Now()
 	lapsed, err := a.hold.Refresh()
 	a.complain(&a.holdTrouble, err, "cannot keep the hold on new ports going")
+	if way, _ := a.hold.Way(); way != a.heldBy { // rules guard ports, a program does not
+		a.sayHold()
+		a.everythingDirty()
+	}
 	a.sayGotPast()
 	if lapsed {
 		a.log.Warn("the agent was stopped for more than 5 s: what came meanwhile was not held; looking at everything")
@@ -391,6 +395,7 @@ func (a *agent) mendHold() {
 // sayHold tells the log how new ports are held.
 func (a *agent) sayHold() {
 	way, why := a.hold.Way()
+	a.heldBy = way
 	if why != nil {
 		a.log.Warn("new ports are held by an XDP program once they are seen, because nftables cannot do it: a first packet may be faster; see vethwall doctor", "why", OneLine(why))
 		return

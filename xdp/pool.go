@@ -181,7 +181,8 @@ func (p *pool) setIdentity(block uint16, w Want, bits uint16) error {
 
 func (p *pool) putIdentity(block uint16, id filterIdentity) error {
 	old := p.identities[block]
-	if old == id {
+	if old == id { // of a device that an agent before this one was killed at it may be all that stands there
+		delete(p.unused, id.Own&ownPolicy)
 		return nil
 	}
 	if err := p.objs.Identities.Put(uint32(block), id); err != nil {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 
 	"golang.org/x/sys/unix"
 )
@@ -24,4 +25,38 @@ func EnsureBPFFS(path string) error {
 		return fmt.Errorf("mount a bpffs at %s: %w", path, err)
 	}
 	return nil
+}
+
+// onBPFFS reports whether a directory, or where it is not there what it would be made in, is on a bpffs.
+func onBPFFS(dir string) bool {
+	var fs unix.Statfs_t
+	for err := unix.Statfs(dir, &fs); err != nil; err = unix.Statfs(dir, &fs) {
+		if !errors.Is(err, unix.ENOENT) || dir == filepath.Dir(dir) {
+			return false
+		}
+		dir = filepath.Dir(dir)
+	}
+	return fs.Type == unix.BPF_FS_MAGIC
+}
+
+// remount brings the bpffs of the default directory back that somebody has unmounted, with nothing on it.
+func (f *Filter) remount() error {
+	if f.dir == DefaultDir {
+		return EnsureBPFFS(filepath.Dir(f.dir))
+	}
+	if !onBPFFS(f.dir) {
+		return fmt.Errorf("%s is not on a bpffs any more: filters are in force, and end with this process; mount one", f.dir)
+	}
+	return nil
+}
+
+// Misplaced reports whether the directory is another one than that which this process has locked: somebody has removed it, or unmounted what it
+// is on. Sweep makes it anew, and locks it; until then nobody is told that this process runs.
+func (f *Filter) Misplaced() bool {
+	has, err := f.lock.Stat()
+	if err != nil {
+		return false
+	}
+	is, err := os.Stat(f.dir)
+	return err != nil || !os.SameFile(is, has)
 }

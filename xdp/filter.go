@@ -252,11 +252,7 @@ func lockDir(dir string) (*os.File, error) {
 
 // relock takes the directory again where somebody has removed it and it was made anew: the lock is on what was removed.
 func (f *Filter) relock() error {
-	has, err := f.lock.Stat()
-	if err != nil {
-		return err
-	}
-	if is, err := os.Stat(f.dir); err == nil && os.SameFile(is, has) {
+	if !f.Misplaced() {
 		return nil
 	}
 	lock, err := lockDir(f.dir)

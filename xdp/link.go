@@ -432,8 +432,9 @@ func (f *Filter) Shut(ifindex int) (byFilter bool, err error) {
 	if err := setLink(ifindex, netlink.LinkSetDown); err != nil {
 		return false, err
 	}
-	// The entry of a device without a hook says, to us and to those after us, that we set it down. Where there is no room for one
-	// it is down all the same, and only this process knows why.
+	// The entry of a device without a hook says, to us and to those after us, that we set it down: what it had of hooks goes, which were too few.
+	// Where there is no room for an entry it is down all the same, and only this process knows why.
+	_ = f.unhook(ifindex)
 	if f.maps.setPolicy(ifindex, Want{Policy: Closed()}, f.bits(ifindex)) != nil {
 		f.downed[ifindex] = true
 	}
@@ -542,7 +543,8 @@ func (f *Filter) tryTCX(id hookID, program *ebpf.Program) (link.Link, error) {
 	return l, err
 }
 
-// refresh gives a link the program that belongs there and its pin back.
+// refresh gives a link the program that belongs there and its pin back. It judges without one, too, for as long as this process runs: where the
+// directory has lost its bpffs that is no reason to cut off who is filtered.
 func (f *Filter) refresh(id hookID, l link.Link, program *ebpf.Program) error {
 	if !f.loose[id] && f.programID(program) != f.seen[id] { // what the hold attaches is what belongs there
 		if err := l.Update(program); err != nil {
@@ -550,7 +552,10 @@ func (f *Filter) refresh(id hookID, l link.Link, program *ebpf.Program) error {
 		}
 	}
 	f.saw(id, f.programID(program))
-	return f.keepPinned(id, l)
+	if err := f.keepPinned(id, l); err != nil && (f.loose[id] || onBPFFS(f.dir)) {
+		return err
+	}
+	return nil
 }
 
 // keepPinned gives a link its pin, unless it has it. Somebody may have removed the whole directory.
@@ -598,6 +603,7 @@ func (f *Filter) unhook(ifindex int) error {
 func (f *Filter) unhookOne(id hookID) error {
 	if l := f.live(id); l != nil {
 		delete(f.links, id)
+		delete(f.loose, id)
 		delete(f.seen, id)
 		delete(f.standing, id.ifindex)
 		// At once; removing the pin would do it some time later. A reader that meets it now removes it too.
@@ -706,11 +712,12 @@ func (f *Filter) Forget(ifindexes ...int) error {
 // Sweep removes what belongs to devices that are gone, and frees what has been unused for a while. links have been listed since
 // anything else was last asked of f.
 func (f *Filter) Sweep(links Links) error {
+	errs := []error{f.remount()}
 	unheard := slices.Collect(maps.Keys(f.held)) // whose links are taken to be there until somebody tells that they are not
 	for id := range f.loose {
 		unheard = append(unheard, id.ifindex)
 	}
-	errs := []error{f.Forget(unheard...)}
+	errs = append(errs, f.Forget(unheard...))
 	pinned, err := f.scanPins()
 	f.pinned, f.scanned = pinned, time.Now()
 	errs = append(errs, err)

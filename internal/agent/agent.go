@@ -72,6 +72,7 @@ type kernel interface {
 	Bound(answered int) error
 	Forget(ifindexes ...int) error
 	Sweep(xdp.Links) error
+	Misplaced() bool
 	Retire() error
 	Records() (map[string][]byte, error)
 	SaveRecord(id string, text []byte) error
@@ -229,6 +230,7 @@ type agent struct {
 	dirty       map[string]bool   // containers to look at
 	sweep       bool              // devices may be gone
 	swept       time.Time         // when that was looked after
+	misplaced   bool              // the directory was, at the last beat
 	orphans     bool              // records may belong to nobody
 	around      surroundings
 	touched     touched

@@ -60,6 +60,7 @@ type fakeKernel struct {
 	hangRest   chan struct{}           // attaching a rest waits
 	called     func(call string)       // told of each call, with mu held
 	retired    int
+	misplaced  bool
 	hold       *fakeHold
 }
 
@@ -331,6 +332,12 @@ func (k *fakeKernel) Sweep(xdp.Links) error {
 	defer k.mu.Unlock()
 	maps.DeleteFunc(k.attached, func(ifindex int, _ string) bool { return !k.exists(ifindex) })
 	return nil
+}
+
+func (k *fakeKernel) Misplaced() bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.misplaced
 }
 
 func (k *fakeKernel) Retire() error {

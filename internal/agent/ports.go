@@ -375,6 +375,12 @@ func (a *agent) beat() {
 		a.everythingDirty()
 	}
 	a.sayGotPast()
+	if before := a.misplaced; a.kernel.Misplaced() != before {
+		if a.misplaced = !before; a.misplaced {
+			a.log.Error("somebody has removed the directory for what is pinned, or its bpffs; the filters stay in force, and everything is pinned again")
+			a.everythingDirty()
+		}
+	}
 	if lapsed {
 		a.log.Warn("the agent was stopped for more than 5 s: what came meanwhile was not held; looking at everything")
 		for _, p := range a.held {

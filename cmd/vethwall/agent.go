@@ -37,6 +37,7 @@ next one adopts them. "vethwall uninstall" removes them.`,
 		if err := errors.Join(conf.there(), mayEnforce(cmd, *dir)); err != nil {
 			return err
 		}
+		signal.Ignore(unix.SIGPIPE) // who reads the log may go; the agent goes on
 		again := make(chan os.Signal, 1)
 		signal.Notify(again, unix.SIGHUP)
 		defer signal.Stop(again)
@@ -44,19 +45,23 @@ next one adopts them. "vethwall uninstall" removes them.`,
 		if *verbose {
 			level = slog.LevelDebug
 		}
-		log := slog.New(slog.NewTextHandler(e.stderr, &slog.HandlerOptions{Level: level}))
+		lines := newLogWriter(e.stderr)
+		log := slog.New(slog.NewTextHandler(lines, &slog.HandlerOptions{Level: level}))
 		if err := hurry(); err != nil {
 			log.Debug("the agent runs with the usual priority", "error", err)
 		}
 		err := agent.Run(cmd.Context(), agent.Options{Dir: *dir, Config: *conf.path, Again: again, Programs: *programs, Log: log, Ready: func() {
 			log.Info("ready: containers with xdp labels are filtered", "version", buildVersion())
 		}})
+		if err == nil {
+			fmt.Fprintln(lines, "vethwall: the agent has ended; the filters stay in force, and what starts from now on has none.\n"+
+				"vethwall: start an agent again to go on, or remove them with: vethwall uninstall")
+		}
+		lines.Close()
 		if err != nil {
 			return e.refused(e.mistakes(err), *verbose)
 		}
-		_, err = fmt.Fprintln(e.stderr, "vethwall: the agent has ended; the filters stay in force, and what starts from now on has none.\n"+
-			"vethwall: start an agent again to go on, or remove them with: vethwall uninstall")
-		return err
+		return nil
 	}
 	return cmd
 }

@@ -20,6 +20,7 @@ type Summary struct {
 	// whose start is under way is still "created" or "exited".
 	State       string
 	ImageID     string
+	Image       string // the name by which it was started, or ImageID where that names another image by now
 	NetworkMode string
 	Networks    []Endpoint // sorted by network name, without drivers
 }
@@ -45,7 +46,7 @@ func (c *Client) List(ctx context.Context) ([]Summary, error) {
 func summary(s container.Summary) Summary {
 	sum := Summary{
 		ID: s.ID, Name: ownName(s.Names), Labels: s.Labels, State: string(s.State),
-		ImageID: s.ImageID, NetworkMode: s.HostConfig.NetworkMode,
+		ImageID: s.ImageID, Image: s.Image, NetworkMode: s.HostConfig.NetworkMode,
 	}
 	if s.NetworkSettings != nil {
 		sum.Networks = endpoints(s.NetworkSettings.Networks)

@@ -32,10 +32,13 @@ Packets are those that the container sent or received and that its policy judged
 			return nil
 		},
 	}
-	s := statusView{env: e, dir: dirFlag(cmd), out: outputFlag(cmd)}
+	s := statusView{env: e, dir: dirFlag(cmd), conf: newConfigFlag(cmd), out: outputFlag(cmd)}
 	all := cmd.Flags().BoolP("all", "a", false, "containers that ask for no filter as well")
 	wait := cmd.Flags().Duration("wait", 0, "how long to wait until CONTAINER is enforced")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if err := s.conf.there(); err != nil {
+			return err
+		}
 		if len(args) == 0 {
 			if *wait != 0 {
 				return usageError(cmd, fmt.Errorf("--wait needs a CONTAINER"))
@@ -49,15 +52,17 @@ Packets are those that the container sent or received and that its policy judged
 
 type statusView struct {
 	*env
-	dir *string
-	out *format
+	dir  *string
+	conf configFlag
+	out  *format
+	said bool // that the configuration cannot be read
 }
 
 // engineTimeout bounds how long status waits for Docker, which it can do without.
 const engineTimeout = 2 * time.Second
 
 // read joins what the kernel has with the containers that only Docker knows of.
-func (s statusView) read(ctx context.Context) ([]agent.ContainerStatus, error) {
+func (s *statusView) read(ctx context.Context) ([]agent.ContainerStatus, error) {
 	if err := onBPFFS(*s.dir); err != nil {
 		return nil, err
 	}
@@ -80,10 +85,15 @@ func (s statusView) read(ctx context.Context) ([]agent.ContainerStatus, error) {
 		return have, nil
 	}
 	agent.AddJoined(have, list)
-	return append(have, agent.Unseen(have, list)...), nil
+	conf, err := agent.ReadConfig(*s.conf.path)
+	if err != nil && !s.said {
+		s.said = true
+		fmt.Fprintln(s.stderr, "vethwall: the agent's configuration cannot be used, so what has not been filtered yet is told by its labels alone: "+clean(agent.OneLine(err)))
+	}
+	return append(have, agent.Unseen(have, list, conf)...), nil
 }
 
-func (s statusView) showAll(ctx context.Context, all bool) error {
+func (s *statusView) showAll(ctx context.Context, all bool) error {
 	have, err := s.read(ctx)
 	if err != nil {
 		return err
@@ -102,7 +112,7 @@ func (s statusView) showAll(ctx context.Context, all bool) error {
 	return s.table(have)
 }
 
-func (s statusView) showOne(ctx context.Context, name string, wait time.Duration) error {
+func (s *statusView) showOne(ctx context.Context, name string, wait time.Duration) error {
 	deadline := time.Now().Add(wait)
 	for {
 		have, err := s.read(ctx)
@@ -146,6 +156,8 @@ func (s statusView) noAgent() {
 	// To ask a directory that is not there would make it.
 	if _, err := os.Stat(*s.dir); err != nil || !xdp.AgentRuns(*s.dir) {
 		fmt.Fprintln(s.stderr, "vethwall: no agent runs: what is listed stays in force, what starts now is not filtered; start one with: vethwall agent")
+	} else if way == xdp.NotHeld {
+		fmt.Fprintln(s.stderr, "vethwall: the agent has been stopped or stuck for more than 5 s: what is listed stays in force, what starts now is not filtered until it goes on")
 	} else if way != xdp.HeldNFT {
 		fmt.Fprintln(s.stderr, "vethwall: nftables does not hold what starts now: a first packet may be faster than its filter, and is counted; see vethwall doctor")
 	}

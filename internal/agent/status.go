@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"github.com/vethwall/vethwall/docker"
+	"github.com/vethwall/vethwall/internal/config"
 	"github.com/vethwall/vethwall/policy"
 	"github.com/vethwall/vethwall/xdp"
 )
@@ -238,9 +239,9 @@ func AddJoined(have []ContainerStatus, list []docker.Summary) {
 	}
 }
 
-// Unseen are the running containers of a list that have no record: those that ask for a filter, which no agent
+// Unseen are the running containers of a list that have no record: those that ask for a filter, or that conf concerns, which no agent
 // has seen yet, and those that ask for nothing.
-func Unseen(have []ContainerStatus, list []docker.Summary) []ContainerStatus {
+func Unseen(have []ContainerStatus, list []docker.Summary, conf config.Config) []ContainerStatus {
 	var out []ContainerStatus
 	for _, s := range list {
 		if s.State != "running" && s.State != "paused" || slices.ContainsFunc(have, func(c ContainerStatus) bool { return c.ID == s.ID }) {
@@ -248,9 +249,12 @@ func Unseen(have []ContainerStatus, list []docker.Summary) []ContainerStatus {
 		}
 		c := ContainerStatus{ID: s.ID, Name: s.Name, State: Unfiltered, Warnings: []string{}, Interfaces: []InterfaceStatus{}}
 		_, asks, err := policy.Parse(s.Labels)
+		concerned, _, _, confErr := configured(docker.Container{Name: s.Name, Image: s.Image, Labels: s.Labels}, nil, conf)
 		switch {
 		case asks || err != nil:
 			c.State, c.Error = Pending, "NOT FILTERED: it asks for a filter and no agent has put one there"
+		case len(concerned) > 0 || confErr != nil:
+			c.State, c.Error = Pending, "NOT FILTERED: the agent's configuration asks for a filter of it and no agent has put one there"
 		case asksAtAll(s.Labels):
 			c.Error = "xdp.enable is off; if that is the image's label it does not count, and an agent that runs filters the container"
 		}

@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/vethwall/vethwall/docker"
+	"github.com/vethwall/vethwall/internal/config"
 	"github.com/vethwall/vethwall/policy"
 	"github.com/vethwall/vethwall/xdp"
 )
@@ -123,11 +124,36 @@ func TestUnseen(t *testing.T) {
 		{ID: "5", Name: "ended", State: "exited", Labels: map[string]string{"xdp.drop": "udp"}},
 	}
 	var got []string
-	for _, c := range Unseen([]ContainerStatus{{ID: "1"}}, list) {
+	for _, c := range Unseen([]ContainerStatus{{ID: "1"}}, list, config.Config{}) {
 		got = append(got, c.Name+" "+string(c.State))
 	}
 	if want := "free unfiltered, open pending, wrong pending"; strings.Join(got, ", ") != want {
 		t.Errorf("%q, want %q", got, want)
+	}
+}
+
+// TestUnseenAndConfigured has containers without labels that the agent's configuration concerns, and no agent has seen.
+func TestUnseenAndConfigured(t *testing.T) {
+	list := []docker.Summary{{ID: "1", Name: "db", Image: "postgres:16", State: "running"}, {ID: "2", Name: "web", Image: "nginx", State: "running"}, {ID: "3", Name: "left", State: "exited"}}
+	for text, want := range map[string]string{
+		"{}":                     "db unfiltered, web unfiltered",
+		"floor: {xdp.drop: udp}": "db pending, web pending",
+		"policies: [{pick: {name: web}, labels: {xdp.drop: udp}}]":                                                   "db unfiltered, web pending",
+		"policies: [{pick: {image: 'postgres:*'}, labels: {xdp.drop: udp}}]":                                         "db pending, web unfiltered",
+		"policies: [{pick: {name: web}, labels: {xdp.enable: false}}]":                                               "db unfiltered, web unfiltered",
+		"policies: [{pick: {name: 'w*'}, labels: {xdp.drop: udp}}, {pick: {image: nginx}, labels: {xdp.drop: tcp}}]": "db unfiltered, web pending",
+	} {
+		conf, err := config.Parse("config.yaml", []byte(text))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for _, c := range Unseen(nil, list, conf) {
+			got = append(got, c.Name+" "+string(c.State))
+		}
+		if strings.Join(got, ", ") != want {
+			t.Errorf("%s: %q, want %q", text, got, want)
+		}
 	}
 }
 

@@ -204,7 +204,9 @@ func (v *Vethwall) withFlags(args []string) []string {
 	switch args[0] {
 	case "agent":
 		return append(slices.Clone(args), "--dir", v.Dir, "--config", v.Config, "--programs", v.Programs)
-	case "status", "events", "attach", "detach", "uninstall":
+	case "status":
+		return append(slices.Clone(args), "--dir", v.Dir, "--config", v.Config)
+	case "events", "attach", "detach", "uninstall":
 		return append(slices.Clone(args), "--dir", v.Dir)
 	case "check":
 		return append(slices.Clone(args), "--config", v.Config, "--programs", v.Programs)

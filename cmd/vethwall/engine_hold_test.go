@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"strconv"
@@ -157,6 +158,32 @@ func TestFirstPacket(t *testing.T) {
 		}
 	}
 	settled(t, r.v)
+}
+
+// TestFirstPacketUnderAnother starts containers that send with their first instruction in a cgroup that bears the id of one that asks for nothing
+// (--cgroup-parent).
+func TestFirstPacketUnderAnother(t *testing.T) {
+	t.Parallel()
+	r := newHoldRig(t)
+	parent := enginetest.Prefix + r.v.Start(r.image, "free", labelled(r.network)).ID
+	t.Cleanup(func() { // nobody else removes it
+		for _, root := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/*"} {
+			left, _ := filepath.Glob(filepath.Join(root, parent))
+			for _, dir := range left {
+				_ = os.Remove(dir)
+			}
+		}
+	})
+	for i := range times(3, 50) {
+		name := fmt.Sprint("under-", i)
+		options := append(labelled(r.network, "xdp.egress.drop=udp"), "--cgroup-parent", "/"+parent)
+		c := r.v.Create(r.image, name, options, "udp-send", "-n", "20", "-every", "1ms", r.to, name)
+		r.v.Run("start", "--attach", c.ID)
+		if n := r.arrived(t)[name]; n > 0 {
+			t.Errorf("%d packets of %s arrived", n, name)
+		}
+	}
+	r.unsurprised(t)
 }
 
 func ids(all []*enginetest.Container) (out []string) {

@@ -109,11 +109,8 @@ func (a *agent) lookInside() {
 			for _, p := range ports {
 				p.looked, p.pids = true, found[p.NsID]
 				if p.id == "" {
-					id, sure := a.owner(ids[p.NsID])
-					p.id, p.news = id, true
-					if p.inside = ""; sure {
-						p.inside = id
-					}
+					p.inside = a.owner(ids[p.NsID])
+					p.id, p.news = p.inside, true
 				}
 			}
 			a.settlePorts()
@@ -140,11 +137,10 @@ func idsOf(proc string, pid int) (out []string) {
 }
 
 // owner is the container whose processes were found in a namespace, "" where they are of several: one of them has
-// joined the other's, and the network knows which. sure is false where a cgroup names two containers of the engine's: one may be only the parent
-// that the other was started under (--cgroup-parent). Where all that lives there is below one that asks for nothing, it may be one of another
-// that the engine has just created: the network knows that, too.
-func (a *agent) owner(processes [][]string) (id string, sure bool) {
-	sure = true
+// joined the other's, and the network knows which. Nor does a cgroup say it that names two: one may be only the parent that the other was
+// started under (--cgroup-parent), which the engine may have created just now. An engine within a container has processes of its own above those
+// that it starts, of which the one outside knows nothing.
+func (a *agent) owner(processes [][]string) (id string) {
 	known := func(id string) bool { return a.plain[id] || a.containers[id] != nil }
 	below := true
 	for _, ids := range processes {
@@ -155,20 +151,21 @@ func (a *agent) owner(processes [][]string) (id string, sure bool) {
 		if mine < 0 {
 			mine = len(ids) - 1
 		}
-		sure = sure && !slices.ContainsFunc(ids[mine+1:], known)
 		below = below && mine < len(ids)-1
 		switch {
+		case slices.ContainsFunc(ids[mine+1:], known):
+			return ""
 		case id == "":
 			id = ids[mine]
 		case id != ids[mine]:
-			return "", false
+			return ""
 		}
 	}
 	c := a.containers[id]
-	if c != nil && c.inspected && shares(c.NetworkMode) || below && (c == nil || !c.asks) {
-		return "", false
+	if below || c != nil && c.inspected && shares(c.NetworkMode) {
+		return ""
 	}
-	return id, sure
+	return id
 }
 
 // askAttachments asks a network what is attached to it, for all of its ports that are held.

@@ -217,10 +217,24 @@ func (a *agent) match(p *port, mac net.HardwareAddr) {
 	if len(found) != 1 {
 		return
 	}
+	if a.plain[found[0].ContainerID] && p.NsID >= 0 && !p.looked && a.anybodyIsPortless() {
+		return // the processes come first, and are news
+	}
 	p.end = &found[0]
 	if p.end.ContainerID != "" {
 		p.id = p.end.ContainerID
 	}
+}
+
+// anybodyIsPortless reports whether a container with a filter runs that has left all networks, or has joined none yet. When it does it may have the MAC of
+// one that asks for nothing, of which nothing else tells it than the processes behind the port.
+func (a *agent) anybodyIsPortless() bool {
+	for _, c := range a.containers {
+		if c.asks && c.Running && !shares(c.NetworkMode) && !slices.ContainsFunc(c.devices, func(ifindex int) bool { _, there := a.ports[ifindex]; return there }) {
+			return true
+		}
+	}
+	return false
 }
 
 // isElsewhere reports whether an end with the address of a port's is not its other end: another container lives there, or the end's own has a port of that

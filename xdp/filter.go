@@ -261,6 +261,7 @@ func (f *Filter) relock() error {
 	}
 	_ = f.lock.Close()
 	f.lock = lock
+	clear(f.standing) // without their pins
 	return nil
 }
 

@@ -57,13 +57,19 @@ func unfit(dir string, spec *ebpf.CollectionSpec) error {
 }
 
 // inheritRecords takes the records over from the maps of other versions, and from those that were set aside: they are for people, and
-// say what the kernel does not. What cannot be read is lost.
+// say what the kernel does not. What cannot be read is lost. An agent that was killed while it did so may have left some, until Retire; whose record it
+// has written, or has deleted, is looked after as that of any other.
 func (f *Filter) inheritRecords(own string) {
 	dirs, _ := filepath.Glob(filepath.Join(f.dir, "maps-*"))
+	dirs = slices.DeleteFunc(dirs, func(dir string) bool { return dir == own })
+	if len(dirs) == 0 {
+		return
+	}
+	have, err := f.Records()
+	if err != nil {
+		return
+	}
 	for _, dir := range dirs {
-		if dir == own {
-			continue
-		}
 		m, err := ebpf.LoadPinnedMap(filepath.Join(dir, "containers"), nil)
 		if err != nil {
 			continue
@@ -71,7 +77,7 @@ func (f *Filter) inheritRecords(own string) {
 		if m.KeySize() == f.objs.Containers.KeySize() && m.ValueSize() == f.objs.Containers.ValueSize() {
 			records, _ := readRecords(m)
 			for id, text := range records {
-				if text != nil {
+				if text != nil && have[id] == nil {
 					_ = f.SaveRecord(id, text)
 				}
 			}

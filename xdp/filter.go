@@ -102,8 +102,6 @@ func (f *Filter) load() error {
 		return fmt.Errorf("set damaged maps aside: %w", err)
 	}
 	f.mapsDir = mapsDir(f.dir, spec)
-	_, err = os.Stat(f.mapsDir)
-	fresh := errors.Is(err, os.ErrNotExist)
 	for _, d := range []string{f.mapsDir, f.linksDir()} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
 			return fmt.Errorf("%w; is %s on a bpffs?", err, f.dir)
@@ -112,9 +110,7 @@ func (f *Filter) load() error {
 	if err := f.loadInto(spec); err != nil {
 		return err
 	}
-	if fresh {
-		f.inheritRecords(f.mapsDir)
-	}
+	f.inheritRecords(f.mapsDir)
 	if err := f.makeStamp(); err != nil {
 		return err
 	}

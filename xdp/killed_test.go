@@ -3,6 +3,9 @@ package xdp
 import (
 	"net"
 	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -59,5 +62,36 @@ func TestIdentityWithoutADevice(t *testing.T) {
 		f.maps.free(time.Now().Add(2 * grace))
 		taken(t, f, name+", detached", room{})
 		f.Close()
+	}
+}
+
+// TestKilledWhileItInherits has an agent of another version killed after it had made its maps, before it had taken over all records.
+func TestKilledWhileItInherits(t *testing.T) {
+	dir := bpffs(t)
+	f := open(t, dir)
+	ids := []string{strings.Repeat("ab", 32), strings.Repeat("cd", 32)}
+	for _, id := range ids {
+		must(t, f.SaveRecord(id, []byte("of before")))
+	}
+	own := f.mapsDir
+	f.Close()
+	must(t, os.Rename(own, filepath.Join(dir, "maps-0123456789ab")))
+	f = open(t, dir)
+	must(t, f.DeleteRecord(ids[0]))
+	must(t, f.SaveRecord(ids[1], []byte("of now")))
+	f.Close()
+	f = open(t, dir)
+	records, err := f.Records()
+	must(t, err)
+	if string(records[ids[0]]) != "of before" || string(records[ids[1]]) != "of now" {
+		t.Errorf("records %q", records)
+	}
+	must(t, f.Retire())
+	must(t, f.DeleteRecord(ids[0]))
+	f.Close()
+	f = open(t, dir)
+	defer f.Close()
+	if records, err := f.Records(); err != nil || len(records) != 1 {
+		t.Errorf("after the other version's maps were removed: %q, %v", records, err)
 	}
 }

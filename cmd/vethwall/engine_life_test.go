@@ -195,7 +195,11 @@ func settled(t *testing.T, v *enginetest.Vethwall) {
 			}
 		}
 		if !slices.Equal(have, slices.Sorted(slices.Values(want))) {
-			return fmt.Errorf("links %v are pinned, want %v", have, want)
+			var devices []int
+			for _, l := range v.Links() {
+				devices = append(devices, l.Index)
+			}
+			return fmt.Errorf("links %v are pinned, want %v; devices %v", have, want, devices)
 		}
 		return nil
 	})

@@ -110,7 +110,7 @@ func (f *configFile) follow(ctx context.Context, again <-chan os.Signal, look fu
 	}
 }
 
-// rest waits until nothing has come for a while, ten seconds at most.
+// rest waits until nothing has come for a while, a resync at most.
 func rest(ctx context.Context, events <-chan fsnotify.Event) {
 	ctx, cancel := context.WithTimeout(ctx, resync)
 	defer cancel()

@@ -1,10 +1,13 @@
 package main
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -13,9 +16,13 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+
 	"github.com/vethwall/vethwall/internal/agent"
 	"github.com/vethwall/vethwall/internal/enginetest"
 	"github.com/vethwall/vethwall/policy"
+	"github.com/vethwall/vethwall/policy/policytest"
 )
 
 // TestResolverOnTheHostsLoopback asks names of an engine whose host has its resolver on its loopback, as Ubuntu's hosts
@@ -378,4 +385,93 @@ func TestFirstQueryWithoutAgent(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// TestResolverByRawFrames has containers that join a network which has the engine's resolver ask that by frames on lo all the time, which no cgroup sees. It
+// takes CAP_NET_RAW and a sysctl of their own.
+func TestResolverByRawFrames(t *testing.T) {
+	t.Parallel()
+	v := askingTheHost(t)
+	image := v.Image()
+	network := v.Network("names")
+	resolver := v.Serve(image, "resolver", []string{"--network", "host"}, "53/udp", "53/tcp")
+	v.StartAgent()
+	for i := range times(2, 50) {
+		for _, from := range []string{"none", "bridge"} {
+			for label, passes := range map[string]bool{"xdp.drop=all": false, "xdp.egress.allow=dns": true} {
+				name := fmt.Sprintf("%s-%d-%t", from, i, passes)
+				options := []string{"--network", from, "--label", label}
+				for _, set := range []string{"lo.route_localnet=1", "lo.rp_filter=0", "all.rp_filter=0"} {
+					options = append(options, "--sysctl", "net.ipv4.conf."+set)
+				}
+				c := v.Start(image, name, options)
+				await(t, v, c.Name, "is known", func(s agent.ContainerStatus) bool { return s.State != agent.Pending })
+				if from == "none" {
+					v.Run("network", "disconnect", from, c.ID)
+				}
+				stop := queryByFrames(t, v, c, name)
+				v.Run("network", "connect", network, c.ID)
+				await(t, v, c.Name, "is filtered", filtered)
+				if passes {
+					v.With(t).Wait("a query of "+name, func() error {
+						if !mentioned(resolver.Received(), name) {
+							return errors.New("none")
+						}
+						return nil
+					})
+				}
+				stop()
+				if !passes && mentioned(resolver.Received(), name) {
+					t.Errorf("what %s must not ask arrives", name)
+				}
+				v.Run("rm", "--force", c.ID)
+			}
+		}
+	}
+}
+
+// queryByFrames asks for a name, until stop is called, whatever listens at 127.0.0.11 in the network namespace of a container, as somebody in there
+// would that has CAP_NET_RAW.
+func queryByFrames(t *testing.T, v *enginetest.Vethwall, c *enginetest.Container, name string) (stop func()) {
+	t.Helper()
+	process := "/proc/" + strings.TrimSpace(v.Run("inspect", "--format", "{{.State.Pid}}", c.ID))
+	question := append([]byte{0, 1, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, byte(len(name))}, name...)
+	question = append(question, 0, 0, 1, 0, 1)
+	fd := make(chan int)
+	go func() {
+		runtime.LockOSThread() // and it ends with this
+		ns, err := netns.GetFromPath(process + "/ns/net")
+		if err == nil {
+			err = errors.Join(netns.Set(ns), ns.Close())
+		}
+		socket := -1
+		if err == nil {
+			socket, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW, 0)
+		}
+		if err != nil {
+			t.Error(err)
+		}
+		fd <- socket
+	}()
+	socket, end := <-fd, make(chan struct{})
+	var done sync.WaitGroup
+	done.Go(func() {
+		const lo, ipv4 = 1, 0x0008
+		for {
+			select {
+			case <-end:
+				return
+			case <-time.After(time.Millisecond):
+			}
+			sockets, _ := os.ReadFile(process + "/net/udp")
+			for _, at := range regexp.MustCompile(`\b0B00007F:([0-9A-F]{4})`).FindAllSubmatch(sockets, -1) {
+				port, _ := strconv.ParseUint(string(at[1]), 16, 16)
+				frame := policytest.IP("198.51.100.9", "127.0.0.11", unix.IPPROTO_UDP, policytest.UDP(1000, uint16(port), question...))
+				copy(frame, make([]byte, 12))
+				binary.BigEndian.PutUint16(frame[14+10:], ^onesSum(0, frame[14:34]))
+				_ = unix.Sendto(socket, frame, 0, &unix.SockaddrLinklayer{Protocol: ipv4, Ifindex: lo, Halen: 6})
+			}
+		}
+	})
+	return func() { close(end); done.Wait(); _ = unix.Close(socket) }
 }

@@ -159,6 +159,7 @@ func (a *agent) interfaces(c *container, veths namespaces) (out []Interface, kno
 	}
 	if len(found) == 0 {
 		out = unseen(c.Container, !c.lost.IsZero())
+		a.closeResolver(c, path, 0) // for the network that it joins next
 	} else {
 		out = append(out, a.closeResolver(c, path, found[0].Index)...)
 	}

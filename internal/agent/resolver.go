@@ -119,12 +119,18 @@ func (a *agent) closeResolverTo(c *container) {
 // closeResolver puts into force what c may not ask the engine's resolver. What it returns says that a way out is left.
 func (a *agent) closeResolver(c *container, path string, ifindex int) []Interface {
 	a.closeResolverTo(c)
-	want := resolverState{path: path, ifindex: ifindex}
+	// Of one that has no such resolver yet, too: when it joins a network that has it, it could ask by raw frames on lo, which no cgroup sees, before
+	// anybody hears of that.
+	want := resolverState{path: path, ifindex: ifindex, resolverClosed: c.closedFromHost()}
 	if c.known.hasResolver {
 		want.resolverClosed = c.want.resolver
 	}
 	if !c.want.waits && c.resolver != want {
-		if err := a.kernel.CloseResolver(path, ifindex, want.udp, want.tcp); err != nil {
+		err := a.kernel.CloseResolver(path, ifindex, want.udp, want.tcp)
+		if err != nil && !c.known.hasResolver {
+			return nil // tried again at the next look
+		}
+		if err != nil {
 			return namesPass("and could not be closed: " + OneLine(err))
 		}
 		c.resolver = want

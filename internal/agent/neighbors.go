@@ -188,7 +188,13 @@ func (a *agent) introduceHeld(p *port) {
 	if !a.guarded[p.Bridge] || p.end == nil {
 		return
 	}
-	err := a.kernel.Introduce(p.Master, p.Index, addressesOf(p.end.MAC, p.end.Addrs), true)
+	addrs := addressesOf(p.end.MAC, p.end.Addrs)
+	if slices.ContainsFunc(p.ends, func(e docker.Attachment) bool {
+		return bytes.Equal(e.MAC, p.end.MAC) && !slices.Equal(e.Addrs, p.end.Addrs)
+	}) {
+		addrs = p.end.Addrs // it was given the MAC of another (--mac-address), whose link-local address is not up for that
+	}
+	err := a.kernel.Introduce(p.Master, p.Index, addrs, true)
 	a.complain(&a.neighborTrouble, err, "cannot tell the kernel who a new neighbour is", "port", p.Name)
 }
 

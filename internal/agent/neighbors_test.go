@@ -84,6 +84,23 @@ func TestNeighborsAreKnown(t *testing.T) {
 	})
 }
 
+// TestNeighborGivenAnothersMAC starts one that was given the MAC of a neighbour: what IPv6 makes of it stays that neighbour's.
+func TestNeighborGivenAnothersMAC(t *testing.T) {
+	c := box(9, false)
+	inTime(t, []docker.Container{box(7, true, "xdp.ingress.drop=udp"), c}, guarding, func(r *rig) {
+		end9 := docker.Attachment{ContainerID: c.ID, MAC: end8.MAC, Addrs: []netip.Addr{netip.MustParseAddr("192.0.2.9")}}
+		r.attaches(itsEnd(""), end8, end9)
+		r.process(90, 9, c.ID)
+		p := in(near(9), 9)
+		p.Master = bridgeIndex
+		r.port(p, end8.MAC)
+		r.after(time.Second)
+		r.released(9, true)
+		r.knows(8, addresses8)
+		r.knows(9, end9.Addrs)
+	})
+}
+
 // TestNeighborsOfHalfAList has the list of networks lack one whose neighbours are judged, while a port comes there: the host keeps its addresses.
 func TestNeighborsOfHalfAList(t *testing.T) {
 	inTime(t, []docker.Container{box(7, true, "xdp.ingress.drop=udp")}, func(r *rig) {

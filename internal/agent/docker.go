@@ -26,8 +26,8 @@ const (
 	inspectors = 64
 	patience   = 250 * time.Millisecond
 	// ghostLists is how many lists in a row must lack a container that nobody saw destroyed. An engine that has just
-	// started may list none, and starts them all a moment later.
-	ghostLists = 4
+	// started may list none, and starts them all a moment later: within the 30 s that these take.
+	ghostLists = 3
 )
 
 // session is a connection to one run of the engine.

@@ -316,7 +316,7 @@ func TestList(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := []docker.Summary{{ID: web.ID, Name: "web", Labels: web.Labels, State: "running", ImageID: image, NetworkMode: "shop"}}
+	want := []docker.Summary{{ID: web.ID, Name: "web", Labels: web.Labels, State: "running", ImageID: image, Image: web.Image, NetworkMode: "shop"}}
 	for _, ep := range web.Networks {
 		ep.Driver = ""
 		want[0].Networks = append(want[0].Networks, ep)

@@ -227,8 +227,12 @@ func (a *agent) heard(event docker.Event) {
 	case c == nil:
 		// It asks for nothing and joins nobody. One whose create event was lost is seen by the next list.
 	case event.Action == docker.ActionDestroy:
+		runs := c.Running && !a.asking(c)
 		a.forget(c)
 		a.part(c)
+		if runs { // its end comes before: that was not heard, or this is not so
+			a.relist()
+		}
 	case event.Action == docker.ActionConnect || event.Action == docker.ActionDisconnect:
 		// One that is not up is about to start, and its start event follows.
 		if c.Running || a.asking(c) {

@@ -139,6 +139,11 @@ func runAgent(t *testing.T, e *dockertest.Engine, k *fakeKernel) func() {
 
 func waitState(t *testing.T, k *fakeKernel, c docker.Container, want string) {
 	t.Helper()
+	defer func() {
+		if t.Failed() {
+			t.Logf("it is %s", k.state(c.ID))
+		}
+	}()
 	waitUntil(t, c.Name+" is "+want, func() bool { return k.state(c.ID) == want })
 }
 

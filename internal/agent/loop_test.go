@@ -323,7 +323,7 @@ func TestEmptyList(t *testing.T) {
 	inTime(t, []docker.Container{c}, nil, func(r *rig) {
 		r.engine.set(func() { r.engine.containers = map[string]docker.Container{} })
 		r.engine.cut()
-		r.after(2 * resync)
+		r.after((ghostLists-1)*resync - time.Second)
 		r.want(c, enforced10)
 		r.device(10, "open")
 

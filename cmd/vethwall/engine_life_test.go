@@ -182,27 +182,55 @@ func settled(t *testing.T, v *enginetest.Vethwall) {
 		if slices.ContainsFunc(have, closesResolver) {
 			want = append(want, resolverPins(t, v, running, have)...)
 		}
-		// A namespace may outlive its container in the hands of others; an engine that was killed leaves some.
+		// A namespace may outlive its container in the hands of others, and with it its veths; an engine that was killed leaves some.
 		if time.Since(began) > 20*time.Second {
-			for _, pin := range have {
-				if inode, is := strings.CutSuffix(pin, "-resolver"); is && !slices.Contains(want, pin) {
-					holders := holdersOf(inode, v.AgentPid())
-					t.Logf("namespace %s of a container that has ended is held by %v", inode, holders)
-					if len(holders) > 0 {
-						want = append(want, pin)
-					}
-				}
-			}
+			want = append(want, heldByOthers(t, v, have, want)...)
 		}
 		if !slices.Equal(have, slices.Sorted(slices.Values(want))) {
-			var devices []int
-			for _, l := range v.Links() {
-				devices = append(devices, l.Index)
-			}
-			return fmt.Errorf("links %v are pinned, want %v; devices %v", have, want, devices)
+			return fmt.Errorf("links %v are pinned, want %v", have, want)
 		}
 		return nil
 	})
+}
+
+// heldByOthers are those of have, but not of want, that belong to namespaces which others than the agent keep alive.
+func heldByOthers(t *testing.T, v *enginetest.Vethwall, have, want []string) (out []string) {
+	t.Helper()
+	agentHolds := holdsNamespaces(v.AgentPid())
+	there := map[string]bool{}
+	for _, l := range v.Links() {
+		there[strconv.Itoa(l.Index)] = true
+	}
+	for _, pin := range have {
+		of, hook, _ := strings.Cut(pin, "-")
+		switch {
+		case slices.Contains(want, pin):
+		case hook == "resolver":
+			holders := holdersOf(of, v.AgentPid())
+			t.Logf("namespace %s of a container that has ended is held by %v", of, holders)
+			if len(holders) > 0 {
+				out = append(out, pin)
+			}
+		case there[of]:
+			t.Logf("device %s of a container that has ended is there; the agent has namespaces open: %v", of, agentHolds)
+			if len(agentHolds) == 0 {
+				out = append(out, pin)
+			}
+		}
+	}
+	return out
+}
+
+// holdsNamespaces are the network namespaces that a process has open, but its own.
+func holdsNamespaces(pid int) (out []string) {
+	own, _ := os.Readlink(fmt.Sprintf("/proc/%d/ns/net", pid))
+	files, _ := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", pid))
+	for _, f := range files {
+		if target, err := os.Readlink(f); err == nil && strings.HasPrefix(target, "net:[") && target != own {
+			out = append(out, target)
+		}
+	}
+	return out
 }
 
 // holdersOf are the processes that keep a network namespace alive: that live in it, or have it open or mounted; except is left out.

@@ -53,7 +53,7 @@ type Filter struct {
 	held  map[int]bool    // devices that have the hold's programs and no policy of their own
 	loose map[hookID]bool // links that the hold has made, without pins
 	// resolvers are what we have closed since Open, by inode of the namespace.
-	resolvers map[int]resolverClosed
+	resolvers map[int]closing
 	askers    askers
 	// programs are those of the operator's that are loaded.
 	programs map[digest]loadedProgram
@@ -83,7 +83,7 @@ func Open(dir string) (*Filter, error) {
 		return nil, err
 	}
 	f := &Filter{
-		dir: dir, lock: lock, held: map[int]bool{}, loose: map[hookID]bool{}, resolvers: map[int]resolverClosed{}, programs: map[digest]loadedProgram{},
+		dir: dir, lock: lock, held: map[int]bool{}, loose: map[hookID]bool{}, resolvers: map[int]closing{}, programs: map[digest]loadedProgram{},
 		standing: map[int]standing{}, lost: map[int]bool{}, guarded: map[int]bool{}, downed: map[int]bool{},
 	}
 	if err := f.load(); err != nil {

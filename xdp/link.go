@@ -728,7 +728,11 @@ func (f *Filter) Sweep(links Links) error {
 			continue
 		}
 		l := f.live(id) // none of one whose device is gone
-		if l != nil && id.hook == hookResolver {
+		switch {
+		case id.hook != hookResolver:
+		case l == nil:
+			delete(f.resolvers, id.ifindex)
+		default:
 			errs = append(errs, f.keepPinned(id, l)) // no later look at its container would
 		}
 		if l != nil {

@@ -6,6 +6,7 @@ import (
 	"os"
 	"runtime"
 	"sync"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -24,6 +25,12 @@ type resolverClosed struct {
 	ifindex  int
 	counters uint16
 	udp, tcp bool
+}
+
+// closing is what CloseResolver has put into a namespace, and when the kernel was last asked whether it stands.
+type closing struct {
+	resolverClosed
+	asked time.Time
 }
 
 // CloseResolver drops what the network namespace at path asks the engine's resolver at 127.0.0.11, over UDP, TCP or both; with
@@ -50,14 +57,34 @@ func (f *Filter) CloseResolver(path string, ifindex int, udp, tcp bool) error {
 		return nil
 	case !udp && !tcp:
 		return f.unhookOne(id)
-	case l != nil && f.resolvers[id.ifindex] == want:
+	case l != nil && f.resolvers[id.ifindex].resolverClosed == want:
 		return f.keepPinned(id, l)
 	}
 	if err := f.closeResolver(ns, id, l, want); err != nil {
 		return fmt.Errorf("close the resolver of %s: %w", path, err)
 	}
-	f.resolvers[id.ifindex] = want
+	f.resolvers[id.ifindex] = closing{want, time.Now()}
 	return nil
+}
+
+// ResolverStands reports whether what CloseResolver has put into the namespace at path is still there: somebody may have taken it off. What the
+// kernel has said is believed for a while. True where the namespace is gone.
+func (f *Filter) ResolverStands(path string) bool {
+	var stat unix.Stat_t
+	if unix.Stat(path, &stat) != nil {
+		return true
+	}
+	id := hookID{int(stat.Ino), hookResolver}
+	c, closed := f.resolvers[id.ifindex]
+	if closed && time.Since(c.asked) < askAgain {
+		return true
+	}
+	if !closed || f.live(id) == nil {
+		delete(f.resolvers, id.ifindex)
+		return false
+	}
+	f.resolvers[id.ifindex] = closing{c.resolverClosed, time.Now()}
+	return true
 }
 
 // ResolverIsClosed reports whether CloseResolver has closed the namespace at path, and nobody has opened it since; true where

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
@@ -88,6 +89,45 @@ func (a *asker) refused(f *Filter) (n uint64) {
 		}
 	}
 	return n
+}
+
+// TestResolverIsTakenOff has root take off what closes the resolver, with its pin left or not.
+func TestResolverIsTakenOff(t *testing.T) {
+	for _, pinned := range []bool{true, false} {
+		a := newAsker(t)
+		dir := bpffs(t)
+		f := open(t, dir)
+		must(t, f.Attach(a.host.Index, Want{Policy: labelled(t, "xdp.drop=udp")}))
+		must(t, f.CloseResolver(a.path, a.host.Index, true, true))
+		a.want("closed", false, false)
+		stands := func(want bool) {
+			t.Helper()
+			for inode, c := range f.resolvers {
+				c.asked = time.Now().Add(-askAgain)
+				f.resolvers[inode] = c
+			}
+			if got := f.ResolverStands(a.path); got != want {
+				t.Errorf("stands: %t, want %t", got, want)
+			}
+		}
+		stands(true)
+		pins, err := filepath.Glob(filepath.Join(dir, "links", "*-"+hookResolver))
+		must(t, err)
+		l, err := link.LoadPinnedLink(pins[0], nil)
+		must(t, err)
+		must(t, l.Detach())
+		must(t, l.Close())
+		if !pinned {
+			must(t, os.Remove(pins[0]))
+			must(t, sweep(f))
+		}
+		a.want("taken off", true, true)
+		stands(false)
+		must(t, f.CloseResolver(a.path, a.host.Index, true, true))
+		a.want("closed again", false, false)
+		stands(true)
+		f.Close()
+	}
 }
 
 func TestResolver(t *testing.T) {

@@ -63,6 +63,7 @@ type kernel interface {
 	Bearer(bridge int, addr netip.Addr) (port int)
 	RoutesBack(bridge int, does bool) error
 	CloseResolver(path string, ifindex int, udp, tcp bool) error
+	ResolverStands(path string) bool
 	CloseResolverTo(id string, ifindex int, udp, tcp bool) error
 	SweepResolver(known func(id string) bool) error
 	Filters(ifindex int) bool

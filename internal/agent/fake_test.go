@@ -164,6 +164,12 @@ func (k *fakeKernel) CloseResolver(path string, _ int, udp, tcp bool) error {
 	return nil
 }
 
+func (k *fakeKernel) ResolverStands(path string) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.resolvers[path] != resolverClosed{}
+}
+
 func (k *fakeKernel) Lost(ifindex int) bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()

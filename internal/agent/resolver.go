@@ -125,6 +125,10 @@ func (a *agent) closeResolver(c *container, path string, ifindex int) []Interfac
 	if c.known.hasResolver {
 		want.resolverClosed = c.want.resolver
 	}
+	if !c.want.waits && want.resolverClosed != (resolverClosed{}) && c.resolver == want && !a.kernel.ResolverStands(path) {
+		a.log.Error("somebody had taken off what closes the engine's resolver, which takes CAP_SYS_ADMIN; it is put back", "container", c.Name, "id", short(c.ID))
+		c.resolver = resolverState{}
+	}
 	if !c.want.waits && c.resolver != want {
 		err := a.kernel.CloseResolver(path, ifindex, want.udp, want.tcp)
 		if err != nil && !c.known.hasResolver {

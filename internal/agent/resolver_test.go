@@ -323,6 +323,29 @@ func TestResolverWithoutProcesses(t *testing.T) {
 	})
 }
 
+// TestClosedResolverIsTakenOff has root take off what closes the engine's resolver to a container: it is put back, and the log says so.
+func TestClosedResolverIsTakenOff(t *testing.T) {
+	c := box(10, true, "xdp.drop=udp")
+	c.FromHost = docker.AllFromHost
+	inTime(t, []docker.Container{c}, nil, func(r *rig) {
+		closed := func(want resolverClosed) {
+			t.Helper()
+			r.kernel.set(func() {
+				if got := r.kernel.resolvers[c.SandboxKey]; got != want {
+					t.Errorf("closed to %+v, want %+v", got, want)
+				}
+			})
+		}
+		closed(resolverClosed{udp: true})
+		r.kernel.set(func() { delete(r.kernel.resolvers, c.SandboxKey) })
+		r.after(resync)
+		closed(resolverClosed{udp: true})
+		if !r.said("ERROR", "resolver") {
+			t.Error("the log does not say so")
+		}
+	})
+}
+
 // TestFirstQueryIsClosed follows a container from its creation on: what it asks is closed to its id before it has a namespace.
 func TestFirstQueryIsClosed(t *testing.T) {
 	created, open := box(7, false, "xdp.drop=udp"), box(8, false, "xdp.drop=25/tcp")

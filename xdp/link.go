@@ -182,10 +182,9 @@ func (f *Filter) misses(id hookID) {
 	if !ok || s.programs[id.hook] == 0 || !exists(id.ifindex) {
 		return
 	}
-	delete(f.standing, id.ifindex)
-	if id.hook != hookReceived && s.programs[hookByHand] == 0 {
-		f.lost[id.ifindex] = true
-	}
+	s.asked = time.Time{} // what stands is kept: of the other hooks it tells the same
+	f.standing[id.ifindex] = s
+	f.lost[id.ifindex] = f.lost[id.ifindex] || s.judges(id.hook)
 }
 
 // see asks the kernel whether a link is attached to its device, which takes the lock of all of networking: once for each while Attach is at work.
@@ -273,7 +272,12 @@ func (f *Filter) Attach(ifindex int, w Want) error {
 
 // attach is Attach, but for the hooks in rest, which come later.
 func (f *Filter) attach(ifindex int, w Want, rest *Rest) error {
-	delete(f.standing, ifindex)
+	stands := false
+	defer func() { // not before: it tells of links that are gone whether somebody has taken them off
+		if !stands {
+			delete(f.standing, ifindex)
+		}
+	}()
 	f.seen = map[hookID]ebpf.ProgramID{}
 	defer func() { f.seen = nil }()
 	if f.held[ifindex] && w.Mode == Native { // a device has either generic or native XDP
@@ -335,7 +339,7 @@ func (f *Filter) attach(ifindex int, w Want, rest *Rest) error {
 	if rest != nil { // the next look makes out what stands
 		return nil
 	}
-	f.standing[ifindex] = f.whatStands(ifindex, w)
+	f.standing[ifindex], stands = f.whatStands(ifindex, w), true
 	return nil
 }
 
@@ -346,6 +350,10 @@ type standing struct {
 	programs map[string]ebpf.ProgramID // by hook
 	asked    time.Time                 // when the kernel has said so last
 }
+
+// judges reports whether a hook that is lacking means that somebody has taken off what judges what the container sends: whoever takes a program by hand
+// off takes along what has judged behind that.
+func (s standing) judges(hook string) bool { return hook != hookReceived && s.programs[hookByHand] == 0 }
 
 // askAgain is how long what the kernel says of a link is believed: less than an agent's looks are apart. The events of one start come within that, where
 // an engine starts many, too, and each question waits for the lock of all of networking, by which it makes the devices of others.
@@ -377,22 +385,22 @@ func (f *Filter) stands(ifindex int, w Want) bool {
 
 // asLeft asks the kernel whether the links of a device, their programs and their pins are those that Attach has left.
 func (f *Filter) asLeft(ifindex int, s standing) bool {
-	for hook, program := range s.programs {
+	all := true
+	for hook, program := range s.programs { // to the end: whatever else lacks, it is to be told that somebody has taken one off
 		id := hookID{ifindex, hook}
 		l := f.links[id]
 		if l == nil {
-			return false
+			all = false
+			continue
 		}
 		info, err := l.Info()
-		if err == nil && deviceIn(info) == 0 && hook != hookReceived {
+		if err == nil && deviceIn(info) == 0 && s.judges(hook) {
 			f.lost[ifindex] = true // or the device is gone
 		}
-		if err != nil || deviceIn(info) != ifindex || info.Program != program {
-			return false
-		}
-		if !f.isPinned(id) {
-			return false
-		}
+		all = all && err == nil && deviceIn(info) == ifindex && info.Program == program && f.isPinned(id)
+	}
+	if !all {
+		return false
 	}
 	s.asked = time.Now()
 	f.standing[ifindex] = s

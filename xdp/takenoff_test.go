@@ -11,14 +11,17 @@ import (
 // containers, of which it has looked at some a moment before.
 func TestTakenOff(t *testing.T) {
 	for name, tc := range map[string]struct {
-		label string
-		hook  string
-		lost  bool
+		label   string
+		hooks   []string
+		changed bool // the policy, too
+		lost    bool
 	}{
-		"XDP alone":          {"xdp.enable=true", hookXDP, true},
-		"XDP of two":         {"xdp.drop=udp", hookXDP, true},
-		"what it receives":   {"xdp.drop=udp", hookReceived, false},
-		"a pin of one, only": {"xdp.drop=udp", "", false},
+		"XDP alone":               {"xdp.enable=true", []string{hookXDP}, false, true},
+		"XDP of two":              {"xdp.drop=udp", []string{hookXDP}, false, true},
+		"what it receives":        {"xdp.drop=udp", []string{hookReceived}, false, false},
+		"both":                    {"xdp.drop=udp", []string{hookReceived, hookXDP}, false, true},
+		"both, by another policy": {"xdp.drop=udp", []string{hookReceived, hookXDP}, true, true},
+		"a pin of one, only":      {"xdp.drop=udp", nil, false, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			n := newNetwork(t)
@@ -29,10 +32,11 @@ func TestTakenOff(t *testing.T) {
 			}
 			w := Want{Policy: labelled(t, tc.label), Mode: Generic}
 			must(t, f.Attach(n.host.Index, w))
-			if tc.hook == "" {
+			if tc.hooks == nil {
 				must(t, os.Remove(f.pin(hookID{n.host.Index, hookXDP})))
-			} else {
-				l, err := link.LoadPinnedLink(f.pin(hookID{n.host.Index, tc.hook}), nil)
+			}
+			for _, hook := range tc.hooks {
+				l, err := link.LoadPinnedLink(f.pin(hookID{n.host.Index, hook}), nil)
 				must(t, err)
 				must(t, l.Detach())
 				must(t, l.Close())
@@ -40,6 +44,9 @@ func TestTakenOff(t *testing.T) {
 			links, err := ListLinks()
 			must(t, err)
 			must(t, f.Sweep(links))
+			if tc.changed {
+				w.Policy = labelled(t, "xdp.drop=tcp")
+			}
 			must(t, f.Attach(n.host.Index, w))
 			for _, hook := range f.hooks(n.host.Index, w) {
 				if f.live(hookID{n.host.Index, hook}) == nil {

@@ -61,6 +61,7 @@ type fakeKernel struct {
 	called     func(call string)       // told of each call, with mu held
 	retired    int
 	misplaced  bool
+	swept      int
 	hold       *fakeHold
 }
 
@@ -337,6 +338,7 @@ func (k *fakeKernel) Sweep(xdp.Links) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	maps.DeleteFunc(k.attached, func(ifindex int, _ string) bool { return !k.exists(ifindex) })
+	k.swept++
 	return nil
 }
 

@@ -194,8 +194,8 @@ func (a *agent) lookedAtEverything() bool {
 func (a *agent) reconcile() (again bool) {
 	a.wakeTouched()
 	// Sweeping takes its time, which a port that is held may not have; nor may it wait for the kernel's list of links, which takes the lock
-	// of all of networking, as all does that engines start containers by.
-	sweep := a.sweep && (len(a.held) == 0 || time.Since(a.swept) > 2*resync)
+	// of all of networking, as all does that engines start containers by. Without the directory nothing that starts can be filtered.
+	sweep := a.sweep && (len(a.held) == 0 || a.misplaced || time.Since(a.swept) > 2*resync)
 	host := a.hostStale && !a.readingHost && a.anybodyAsks()
 	if len(a.dirty) == 0 && !a.portsStale && !a.orphans && !sweep && !host {
 		return false

@@ -40,3 +40,20 @@ func TestMisplaced(t *testing.T) {
 		}
 	})
 }
+
+// TestMisplacedWhileOneStarts takes the directory away while a port is held: it is made anew before that, as nothing can be filtered without.
+func TestMisplacedWhileOneStarts(t *testing.T) {
+	c := box(10, true, "xdp.drop=udp")
+	inTime(t, []docker.Container{c}, listBridge, func(r *rig) {
+		swept := func() (n int) { r.kernel.set(func() { n = r.kernel.swept }); return n }
+		r.after(resync)
+		r.port(in(near(7), 5), itsMAC) // nobody says whose it is
+		before := swept()
+		r.kernel.set(func() { r.kernel.misplaced = true })
+		r.after(2 * heartbeat)
+		r.released(7, false)
+		if swept() == before {
+			t.Error("nobody has made the directory anew")
+		}
+	})
+}

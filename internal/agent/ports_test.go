@@ -1103,44 +1103,50 @@ func TestConnectedWithAPlainNeighborsMAC(t *testing.T) {
 }
 
 // TestBackWithAPlainNeighborsMAC joins a running container that has left all networks to one, where it takes the MAC of one that asks for nothing: no port of
-// its tells who it is.
+// its tells who it is, but the processes there, also where another container has joined its network.
 func TestBackWithAPlainNeighborsMAC(t *testing.T) {
-	c, other := box(10, true, "xdp.egress.drop=all"), joined(box(20, true), "net")
-	back := joined(c, "net")
-	back.Networks, c.Networks = back.Networks[1:], nil
-	inTime(t, []docker.Container{c, other}, func(r *rig) {
-		listBridge(r)
-		its := in(near(21), 20)
-		its.Bridge = surroundings{}.bridge(other.Networks[1])
-		r.plugged(itsMAC, its)
-	}, func(r *rig) {
-		network := docker.Network{ID: back.Networks[0].NetworkID, Name: "net", Driver: "bridge", Bridge: surroundings{}.bridge(back.Networks[0])}
-		mine := docker.Attachment{ContainerID: c.ID, MAC: net.HardwareAddr{2, 0, 0, 0, 0, 1}}
-		r.engine.set(func() {
-			r.engine.networks = append(r.engine.networks, network)
-			r.engine.attached[network.ID] = []docker.Attachment{itsEnd(other.ID), mine}
-		})
-		r.engine.emit(docker.ActionNetworks, "")
-		r.after(0)
-		processes := r.agent.processes
-		r.agent.processes = func(proc string, nsids []int) (map[int][]int, error) {
-			time.Sleep(20 * time.Millisecond) // there are thousands
-			return processes(proc, nsids)
-		}
-		r.process(70, 10, c.ID)
-		p := in(near(11), 10)
-		p.Bridge = network.Bridge
-		r.port(p, itsMAC)
-		for range 100 {
-			r.after(time.Millisecond)
-			var filtered bool
-			r.kernel.set(func() { filtered = r.kernel.attached[11] == "open" })
-			if r.kernel.hold.Known(11) && !filtered {
-				t.Error("released as another's, without a filter")
-				break
+	for _, shared := range []bool{false, true} {
+		c, other := box(10, true, "xdp.egress.drop=all"), joined(box(20, true), "net")
+		guest := joiner(30, shared, c.ID, nil)
+		back := joined(c, "net")
+		back.Networks, c.Networks = back.Networks[1:], nil
+		inTime(t, []docker.Container{c, other, guest}, func(r *rig) {
+			listBridge(r)
+			its := in(near(21), 20)
+			its.Bridge = surroundings{}.bridge(other.Networks[1])
+			r.plugged(itsMAC, its)
+		}, func(r *rig) {
+			network := docker.Network{ID: back.Networks[0].NetworkID, Name: "net", Driver: "bridge", Bridge: surroundings{}.bridge(back.Networks[0])}
+			mine := docker.Attachment{ContainerID: c.ID, MAC: net.HardwareAddr{2, 0, 0, 0, 0, 1}}
+			r.engine.set(func() {
+				r.engine.networks = append(r.engine.networks, network)
+				r.engine.attached[network.ID] = []docker.Attachment{itsEnd(other.ID), mine}
+			})
+			r.engine.emit(docker.ActionNetworks, "")
+			r.after(0)
+			processes := r.agent.processes
+			r.agent.processes = func(proc string, nsids []int) (map[int][]int, error) {
+				time.Sleep(20 * time.Millisecond) // there are thousands
+				return processes(proc, nsids)
 			}
-		}
-		r.released(11, true)
-		r.device(11, "open")
-	})
+			r.process(70, 10, c.ID)
+			if shared {
+				r.process(71, 10, guest.ID)
+			}
+			p := in(near(11), 10)
+			p.Bridge = network.Bridge
+			r.port(p, itsMAC)
+			for range 100 {
+				r.after(time.Millisecond)
+				var filtered bool
+				r.kernel.set(func() { filtered = r.kernel.attached[11] == "open" })
+				if r.kernel.hold.Known(11) && !filtered {
+					t.Error("released as another's, without a filter")
+					break
+				}
+			}
+			r.released(11, true)
+			r.device(11, "open")
+		})
+	}
 }

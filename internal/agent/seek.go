@@ -137,11 +137,12 @@ func idsOf(proc string, pid int) (out []string) {
 }
 
 // owner is the container whose processes were found in a namespace, "" where they are of several: one of them has
-// joined the other's, and the network knows which. Nor does a cgroup say it that names two: one may be only the parent that the other was
+// joined the other's, and the network knows which, unless Docker has said of all but one that they have no network of their own. Nor does a cgroup say it that names two: one may be only the parent that the other was
 // started under (--cgroup-parent), which the engine may have created just now. An engine within a container has processes of its own above those
 // that it starts, of which the one outside knows nothing.
 func (a *agent) owner(processes [][]string) (id string) {
 	known := func(id string) bool { return a.plain[id] || a.containers[id] != nil }
+	guest := func(id string) bool { c := a.containers[id]; return c != nil && c.inspected && shares(c.NetworkMode) }
 	below := true
 	for _, ids := range processes {
 		if len(ids) == 0 {
@@ -151,18 +152,19 @@ func (a *agent) owner(processes [][]string) (id string) {
 		if mine < 0 {
 			mine = len(ids) - 1
 		}
-		below = below && mine < len(ids)-1
 		switch {
 		case slices.ContainsFunc(ids[mine+1:], known):
 			return ""
+		case guest(ids[mine]):
+			continue
 		case id == "":
 			id = ids[mine]
 		case id != ids[mine]:
 			return ""
 		}
+		below = below && mine < len(ids)-1
 	}
-	c := a.containers[id]
-	if below || c != nil && c.inspected && shares(c.NetworkMode) {
+	if below {
 		return ""
 	}
 	return id

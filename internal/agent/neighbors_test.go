@@ -183,6 +183,33 @@ func TestNewNeighbor(t *testing.T) {
 	})
 }
 
+// TestNewNeighborBesideOneWithoutPort starts a container without labels, while one with a filter runs that has joined no network: it is released as soon as
+// the network has named it, however often its processes were looked at before.
+func TestNewNeighborBesideOneWithoutPort(t *testing.T) {
+	portless := box(20, true, "xdp.drop=udp")
+	portless.NetworkMode, portless.Networks = "none", nil
+	inTime(t, []docker.Container{box(7, true, "xdp.ingress.drop=udp"), portless}, func(r *rig) {
+		guarding(r)
+		delete(r.kernel.hold.ports, 8)
+		delete(r.kernel.hold.released, 8)
+		r.kernel.namespaces[portless.SandboxKey] = nil
+		r.engine.attached[bridge.ID] = []docker.Attachment{itsEnd("")}
+	}, func(r *rig) {
+		created := box(8, false)
+		r.happens(created, docker.ActionCreate)
+		r.process(80, 6, created.ID)
+		r.port(port8(), end8.MAC)
+		r.after(100 * time.Millisecond)
+		r.released(8, false)
+		named := end8
+		named.ContainerID = created.ID
+		r.attaches(itsEnd(""), named)
+		r.after(100 * time.Millisecond)
+		r.released(8, true)
+		r.knows(8, addresses8)
+	})
+}
+
 // TestNewNeighborUnnamed has the network not name a new neighbour, or not answer: it is not held for long, and the next lists
 // say who it is.
 func TestNewNeighborUnnamed(t *testing.T) {

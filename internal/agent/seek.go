@@ -219,7 +219,7 @@ func (a *agent) match(p *port, mac net.HardwareAddr) {
 	if len(found) != 1 {
 		return
 	}
-	if a.plain[found[0].ContainerID] && p.NsID >= 0 && !p.looked && a.anybodyIsPortless() {
+	if a.plain[found[0].ContainerID] && p.id == "" && p.NsID >= 0 && !p.looked && a.anybodyIsPortless() {
 		return // the processes come first, and are news
 	}
 	p.end = &found[0]

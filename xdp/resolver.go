@@ -68,10 +68,11 @@ func (f *Filter) CloseResolver(path string, ifindex int, udp, tcp bool) error {
 }
 
 // ResolverStands reports whether what CloseResolver has put into the namespace at path is still there: somebody may have taken it off. What the
-// kernel has said is believed for a while. True where the namespace is gone.
+// kernel has said is believed for a while. True where the namespace is gone, of which engines leave an empty file for a minute.
 func (f *Filter) ResolverStands(path string) bool {
+	var fs unix.Statfs_t
 	var stat unix.Stat_t
-	if unix.Stat(path, &stat) != nil {
+	if unix.Statfs(path, &fs) != nil || fs.Type != unix.NSFS_MAGIC || unix.Stat(path, &stat) != nil {
 		return true
 	}
 	id := hookID{int(stat.Ino), hookResolver}

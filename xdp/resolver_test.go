@@ -126,6 +126,11 @@ func TestResolverIsTakenOff(t *testing.T) {
 		must(t, f.CloseResolver(a.path, a.host.Index, true, true))
 		a.want("closed again", false, false)
 		stands(true)
+		left := filepath.Join(t.TempDir(), "sandbox")
+		must(t, os.WriteFile(left, nil, 0o600))
+		if !f.ResolverStands(left) {
+			t.Error("what is left of a namespace that is gone is taken for one that is open")
+		}
 		f.Close()
 	}
 }

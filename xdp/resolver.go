@@ -77,7 +77,7 @@ func (f *Filter) ResolverStands(path string) bool {
 	}
 	id := hookID{int(stat.Ino), hookResolver}
 	c, closed := f.resolvers[id.ifindex]
-	if closed && time.Since(c.asked) < askAgain {
+	if closed && (time.Since(c.asked) < askAgain || time.Since(f.scanned) < askAgain && f.pinned[id]) { // a sweep asks, too
 		return true
 	}
 	if !closed || f.live(id) == nil {

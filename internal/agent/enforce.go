@@ -69,12 +69,14 @@ func (a *agent) release(c *container, veths namespaces) bool {
 	if errors.Is(err, xdp.ErrOwnNamespace) || err != nil && !told {
 		return true
 	}
+	ifindex := 0
 	if len(found) > 0 {
 		c.devices, c.nsid, c.path = indexes(found), found[0].NsID, path
+		ifindex = found[0].Index
 	}
-	if len(found) > 0 && (told || first || c.resolver != resolverState{}) {
+	if path != "" && (told || first && ifindex != 0 || c.resolver != resolverState{}) {
 		// First, because what closes it counts under a device's block; an agent before this one may have done it.
-		err = errors.Join(err, a.kernel.CloseResolver(path, found[0].Index, false, false))
+		err = errors.Join(err, a.kernel.CloseResolver(path, ifindex, false, false))
 		c.resolver = resolverState{}
 	}
 	for _, v := range found {

@@ -252,3 +252,27 @@ func TestFollowSymlinks(t *testing.T) {
 		w.becomes(fmt.Sprintf("[192.0.2.%d]", version+1))
 	}
 }
+
+// TestReleaseWithoutNetwork lets a container go that has no network and whom the floor had closed the engine's resolver to: when it joins one, or another
+// agent comes, nobody would look there.
+func TestReleaseWithoutNetwork(t *testing.T) {
+	c := box(10, true)
+	c.FromHost, c.NetworkMode, c.Networks = docker.AllFromHost, "none", nil
+	inTime(t, []docker.Container{c}, func(r *rig) {
+		r.conf = "floor: {xdp.drop: udp}"
+		r.kernel.namespaces[c.SandboxKey] = nil
+	}, func(r *rig) {
+		closed := func(want resolverClosed) {
+			t.Helper()
+			r.kernel.set(func() {
+				if got := r.kernel.resolvers[c.SandboxKey]; got != want {
+					t.Errorf("closed to %+v, want %+v", got, want)
+				}
+			})
+		}
+		closed(resolverClosed{udp: true})
+		r.configure("{}")
+		r.want(c, "none")
+		closed(resolverClosed{})
+	})
+}

@@ -28,7 +28,8 @@ type Hold struct {
 	filter *Filter
 	rules  *ruleset
 	inXDP  bool
-	ruled  bool // there were rules in force once
+	ruled  bool      // there were rules in force once
+	fell   time.Time // since when they are not
 	why    error
 	known  map[int]bool   // may send
 	guards map[int]bool   // which of them are guarded
@@ -76,7 +77,9 @@ func (h *Hold) install() {
 		if err := h.rules.remove(); err != nil && h.rules.whole() {
 			return
 		}
-		h.inXDP = true
+		if !h.inXDP {
+			h.inXDP, h.fell = true, time.Now()
+		}
 		clear(h.guards)
 		for ifindex := range h.filter.guarded {
 			delete(h.filter.guarded, ifindex)
@@ -263,10 +266,11 @@ func (h *Hold) Refresh() (lapsed bool, err error) {
 	return lapsed, errors.Join(append(errs, h.mend(h.rules.refresh(h.apart(fresh))))...)
 }
 
-// retry installs the rules where the kernel has refused that meanwhile, every 5 s while no port is held by a program. What was guarded has to be
-// guarded again.
+// retry installs the rules where the kernel has refused that meanwhile, every 5 s. Ports that a program holds are released first, unless one never is:
+// nothing may ever come from it. What was guarded has to be guarded again.
 func (h *Hold) retry() {
-	if !h.ruled || len(h.filter.held) > 0 || time.Since(h.last) < deadMan {
+	held := len(h.filter.held) > 0 && time.Since(h.fell) < 6*deadMan
+	if !h.ruled || held || time.Since(h.last) < deadMan {
 		return
 	}
 	h.last = time.Now()

@@ -485,7 +485,7 @@ func TestHoldByRulesAgain(t *testing.T) {
 	known := n.plug("veth0000001", 0)
 	must(t, h.Release(known.Index))
 	inXDP(t, h)
-	h.ruled = true
+	h.ruled, h.fell = true, time.Now()
 	refreshed := func(want Held) {
 		t.Helper()
 		h.last = time.Now().Add(-deadMan)

@@ -353,7 +353,9 @@ type standing struct {
 
 // judges reports whether a hook that is lacking means that somebody has taken off what judges what the container sends: whoever takes a program by hand
 // off takes along what has judged behind that.
-func (s standing) judges(hook string) bool { return hook != hookReceived && s.programs[hookByHand] == 0 }
+func (s standing) judges(hook string) bool {
+	return hook != hookReceived && s.programs[hookByHand] == 0
+}
 
 // askAgain is how long what the kernel says of a link is believed: less than an agent's looks are apart. The events of one start come within that, where
 // an engine starts many, too, and each question waits for the lock of all of networking, by which it makes the devices of others.

@@ -262,17 +262,9 @@ func TestReleaseWithoutNetwork(t *testing.T) {
 		r.conf = "floor: {xdp.drop: udp}"
 		r.kernel.namespaces[c.SandboxKey] = nil
 	}, func(r *rig) {
-		closed := func(want resolverClosed) {
-			t.Helper()
-			r.kernel.set(func() {
-				if got := r.kernel.resolvers[c.SandboxKey]; got != want {
-					t.Errorf("closed to %+v, want %+v", got, want)
-				}
-			})
-		}
-		closed(resolverClosed{udp: true})
+		r.resolver(c, resolverClosed{udp: true})
 		r.configure("{}")
 		r.want(c, "none")
-		closed(resolverClosed{})
+		r.resolver(c, resolverClosed{})
 	})
 }

@@ -323,23 +323,25 @@ func TestResolverWithoutProcesses(t *testing.T) {
 	})
 }
 
+// resolver checks what of the engine's resolver is closed in a container's namespace.
+func (r *rig) resolver(c docker.Container, want resolverClosed) {
+	r.t.Helper()
+	r.kernel.set(func() {
+		if got := r.kernel.resolvers[c.SandboxKey]; got != want {
+			r.t.Errorf("closed to %+v, want %+v", got, want)
+		}
+	})
+}
+
 // TestClosedResolverIsTakenOff has root take off what closes the engine's resolver to a container: it is put back, and the log says so.
 func TestClosedResolverIsTakenOff(t *testing.T) {
 	c := box(10, true, "xdp.drop=udp")
 	c.FromHost = docker.AllFromHost
 	inTime(t, []docker.Container{c}, nil, func(r *rig) {
-		closed := func(want resolverClosed) {
-			t.Helper()
-			r.kernel.set(func() {
-				if got := r.kernel.resolvers[c.SandboxKey]; got != want {
-					t.Errorf("closed to %+v, want %+v", got, want)
-				}
-			})
-		}
-		closed(resolverClosed{udp: true})
+		r.resolver(c, resolverClosed{udp: true})
 		r.kernel.set(func() { delete(r.kernel.resolvers, c.SandboxKey) })
 		r.after(resync)
-		closed(resolverClosed{udp: true})
+		r.resolver(c, resolverClosed{udp: true})
 		if !r.said("ERROR", "resolver") {
 			t.Error("the log does not say so")
 		}

@@ -332,7 +332,8 @@ func TestAgentStopped(t *testing.T) {
 	// received, one after the other.
 	t.Logf("%d containers: what they send was judged after %v, all after %v; status shows it after %v", len(all),
 		lastSaid(t, r.v.Log(), "had sent before its filter came").Sub(went), lastSaid(t, r.v.Log(), "msg=late").Sub(went), took)
-	if took > 10*time.Second { // 2 s on a machine that does nothing else
+	// 2 s are wanted, and had for a few on a machine that does nothing else.
+	if took > 10*time.Second+time.Duration(len(all))*50*time.Millisecond {
 		t.Errorf("it took %v to filter %d containers", took, len(all))
 	}
 	before := r.arrived(t)

@@ -27,16 +27,15 @@ func EnsureBPFFS(path string) error {
 	return nil
 }
 
-// onBPFFS reports whether a directory, or where it is not there what it would be made in, is on a bpffs.
-func onBPFFS(dir string) bool {
-	var fs unix.Statfs_t
-	for err := unix.Statfs(dir, &fs); err != nil; err = unix.Statfs(dir, &fs) {
+// OnBPFFS reports whether a directory, or where it is not there what it would be made in, is on a bpffs. An error is the kernel's (statfs(2)).
+func OnBPFFS(dir string) (bool, error) {
+	for ; ; dir = filepath.Dir(dir) {
+		var fs unix.Statfs_t
+		err := unix.Statfs(dir, &fs)
 		if !errors.Is(err, unix.ENOENT) || dir == filepath.Dir(dir) {
-			return false
+			return err == nil && fs.Type == unix.BPF_FS_MAGIC, err
 		}
-		dir = filepath.Dir(dir)
 	}
-	return fs.Type == unix.BPF_FS_MAGIC
 }
 
 // remount brings the bpffs of the default directory back that somebody has unmounted, with nothing on it.
@@ -44,7 +43,7 @@ func (f *Filter) remount() error {
 	if f.dir == DefaultDir {
 		return EnsureBPFFS(filepath.Dir(f.dir))
 	}
-	if !onBPFFS(f.dir) {
+	if on, _ := OnBPFFS(f.dir); !on {
 		return fmt.Errorf("%s is not on a bpffs any more: filters are in force, and end with this process; mount one", f.dir)
 	}
 	return nil

@@ -562,7 +562,11 @@ func (f *Filter) refresh(id hookID, l link.Link, program *ebpf.Program) error {
 		}
 	}
 	f.saw(id, f.programID(program))
-	if err := f.keepPinned(id, l); err != nil && (f.loose[id] || onBPFFS(f.dir)) {
+	err := f.keepPinned(id, l)
+	if err == nil || f.loose[id] {
+		return err
+	}
+	if on, _ := OnBPFFS(f.dir); on {
 		return err
 	}
 	return nil

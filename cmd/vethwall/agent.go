@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
-	"path/filepath"
 	"strconv"
 	"strings"
 
@@ -116,20 +115,14 @@ func onBPFFS(dir string) error {
 	if dir == xdp.DefaultDir {
 		return nil
 	}
-	there := dir
-	for ; ; there = filepath.Dir(there) {
-		var fs unix.Statfs_t
-		err := unix.Statfs(there, &fs)
-		switch {
-		case err == nil && fs.Type == unix.BPF_FS_MAGIC:
-			return nil
-		case errors.Is(err, unix.ENOENT) && there != filepath.Dir(there):
-			continue
-		case errors.Is(err, unix.EACCES):
-			return fmt.Errorf("--dir %s: %w; run as root", dir, err)
-		}
-		return fmt.Errorf("--dir %s is not on a bpffs; leave it out for %s, or mount one: mount -t bpf bpffs DIR", dir, xdp.DefaultDir)
+	on, err := xdp.OnBPFFS(dir)
+	switch {
+	case on:
+		return nil
+	case errors.Is(err, unix.EACCES):
+		return fmt.Errorf("--dir %s: %w; run as root", dir, err)
 	}
+	return fmt.Errorf("--dir %s is not on a bpffs; leave it out for %s, or mount one: mount -t bpf bpffs DIR", dir, xdp.DefaultDir)
 }
 
 // refused shows what the verifier had to say about a program, where the user asks for it.

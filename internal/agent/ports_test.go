@@ -1058,6 +1058,31 @@ func TestHeardAddress(t *testing.T) {
 	}
 }
 
+// slowProcesses has a look at the host's processes take long.
+func (r *rig) slowProcesses() {
+	processes := r.agent.processes
+	r.agent.processes = func(proc string, nsids []int) (map[int][]int, error) {
+		time.Sleep(20 * time.Millisecond) // there are thousands
+		return processes(proc, nsids)
+	}
+}
+
+// filteredFirst checks that a port is released soon, and never without its filter.
+func (r *rig) filteredFirst(port int) {
+	r.t.Helper()
+	for range 100 {
+		r.after(time.Millisecond)
+		var filtered bool
+		r.kernel.set(func() { filtered = r.kernel.attached[port] == "open" })
+		if r.kernel.hold.Known(port) && !filtered {
+			r.t.Error("released as another's, without a filter")
+			break
+		}
+	}
+	r.released(port, true)
+	r.device(port, "open")
+}
+
 // TestConnectedWithAPlainNeighborsMAC joins a running container to a network, where it takes the MAC of one that asks for nothing, before anybody has looked
 // at the processes behind its port: that is not released as the other's.
 func TestConnectedWithAPlainNeighborsMAC(t *testing.T) {
@@ -1078,27 +1103,13 @@ func TestConnectedWithAPlainNeighborsMAC(t *testing.T) {
 		})
 		r.engine.emit(docker.ActionNetworks, "")
 		r.after(0)
-		processes := r.agent.processes
-		r.agent.processes = func(proc string, nsids []int) (map[int][]int, error) {
-			time.Sleep(20 * time.Millisecond) // there are thousands
-			return processes(proc, nsids)
-		}
+		r.slowProcesses()
 		r.process(70, 10, c.ID)
 		p := in(near(11), 10)
 		p.Bridge = network.Bridge
 		r.port(p, itsMAC)
 		r.plug(two)
-		for range 100 {
-			r.after(time.Millisecond)
-			var filtered bool
-			r.kernel.set(func() { filtered = r.kernel.attached[11] == "open" })
-			if r.kernel.hold.Known(11) && !filtered {
-				t.Error("released as another's, without a filter")
-				break
-			}
-		}
-		r.released(11, true)
-		r.device(11, "open")
+		r.filteredFirst(11)
 	})
 }
 
@@ -1124,11 +1135,7 @@ func TestBackWithAPlainNeighborsMAC(t *testing.T) {
 			})
 			r.engine.emit(docker.ActionNetworks, "")
 			r.after(0)
-			processes := r.agent.processes
-			r.agent.processes = func(proc string, nsids []int) (map[int][]int, error) {
-				time.Sleep(20 * time.Millisecond) // there are thousands
-				return processes(proc, nsids)
-			}
+			r.slowProcesses()
 			r.process(70, 10, c.ID)
 			if shared {
 				r.process(71, 10, guest.ID)
@@ -1136,17 +1143,7 @@ func TestBackWithAPlainNeighborsMAC(t *testing.T) {
 			p := in(near(11), 10)
 			p.Bridge = network.Bridge
 			r.port(p, itsMAC)
-			for range 100 {
-				r.after(time.Millisecond)
-				var filtered bool
-				r.kernel.set(func() { filtered = r.kernel.attached[11] == "open" })
-				if r.kernel.hold.Known(11) && !filtered {
-					t.Error("released as another's, without a filter")
-					break
-				}
-			}
-			r.released(11, true)
-			r.device(11, "open")
+			r.filteredFirst(11)
 		})
 	}
 }
